@@ -1,0 +1,81 @@
+"""Progress of long loops and log lines: always on stderr, with a rate and the time left."""
+
+import logging
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+LOGGER_NAME = "autoseg"
+LINE_EVERY_SECONDS = 10.0
+
+
+class ProgressBar:
+    """Counts finished items; on a terminal a live line, elsewhere a line every ten seconds and at the end."""
+
+    def __init__(self, description: str, total: int, unit: str) -> None:
+        self._description, self._total, self._unit = description, total, unit
+        self._done = 0
+        self._start = self._last = time.perf_counter()
+        self._live = sys.stderr.isatty()
+
+    def advance(self, count: int = 1, note: str = "") -> None:
+        """`count` more items are finished; `note` is appended to the line (the current loss, a case id)."""
+        self._done += count
+        now = time.perf_counter()
+        every = 0.1 if self._live else LINE_EVERY_SECONDS
+        if now - self._last >= every or (self._done >= self._total and (self._live or now - self._start > every)):
+            self._last = now
+            self._show(now, note)
+
+    def close(self) -> None:
+        """End the live line."""
+        if self._live and self._done:
+            sys.stderr.write("\n")
+            sys.stderr.flush()
+
+    def _show(self, now: float, note: str) -> None:
+        rate = self._done / max(now - self._start, 1e-9)
+        left = max(self._total - self._done, 0) / max(rate, 1e-9)
+        text = (f"{self._description}: {self._done}/{self._total} {self._unit}, {readable_rate(rate, self._unit)}, "
+                f"{readable_seconds(left)} left")
+        text += f"  {note}" if note else ""
+        sys.stderr.write(f"\r\x1b[2K{text}" if self._live else f"{text}\n")
+        sys.stderr.flush()
+
+
+@contextmanager
+def progress(description: str, total: int, unit: str) -> Iterator[ProgressBar]:
+    """`with progress("preprocess", 200, "cases") as bar: … bar.advance()`."""
+    bar = ProgressBar(description, total, unit)
+    try:
+        yield bar
+    finally:
+        bar.close()
+
+
+def readable_rate(rate: float, unit: str) -> str:
+    """"3.2 cases/s", or seconds per item when it is slow."""
+    singular = unit.removesuffix("s")
+    return f"{rate:.1f} {unit}/s" if rate >= 1 else f"{1 / max(rate, 1e-9):.1f} s/{singular}"
+
+
+def readable_seconds(seconds: float) -> str:
+    """"45 s", "3 min 20 s" or "2 h 05 min"."""
+    seconds = round(seconds)
+    if seconds < 60:
+        return f"{seconds} s"
+    if seconds < 3600:
+        return f"{seconds // 60} min {seconds % 60:02d} s"
+    return f"{seconds // 3600} h {seconds % 3600 // 60:02d} min"
+
+
+def start_logging() -> None:
+    """Send this package's log lines (INFO and above) to stderr, once."""
+    logger = logging.getLogger(LOGGER_NAME)
+    if not logger.handlers:
+        handler = logging.StreamHandler()
+        handler.setFormatter(logging.Formatter("%(message)s"))
+        logger.addHandler(handler)
+        logger.setLevel(logging.INFO)
+        logger.propagate = False

@@ -1,0 +1,312 @@
+"""Every file format we own, and the foreign `dataset.json`: frozen records, read and written by `autoseg.records`."""
+
+from typing import Literal
+
+from pydantic import Field
+
+from autoseg.records import ForeignRecord, Record
+
+ArchitectureName = Literal["plain", "resenc"]
+ConfigurationName = Literal["2d", "3d_fullres", "3d_lowres"]
+NormalizationScheme = Literal["ct", "zscore", "rescale_to_0_1", "rgb_to_0_1", "nonorm"]
+
+
+# ---------------------------------------------------------------- dataset.json (nnU-Net v2, v1 and MSD)
+class ListedCase(ForeignRecord):
+    """One entry of nnU-Net's explicit file lists: paths absolute or relative to the dataset folder."""
+
+    images: tuple[str, ...]
+    label: str
+
+
+class DatasetManifest(ForeignRecord):
+    """`dataset.json`, as its keys stand in the file; `autoseg.data.dataset` interprets them.
+
+    `labels` is name → value (v2) or value → name (v1, MSD); `channel_names` may be called `modality`.
+    """
+
+    channel_names: dict[str, str] | None = None
+    modality: dict[str, str] | None = None
+    labels: dict[str, int | str | list[int]]
+    file_ending: str | None = None
+    numTraining: int | None = None  # noqa: N815 (the file's key)
+    name: str | None = None
+    dataset: dict[str, ListedCase] | None = None
+    training: list[dict[str, str]] | None = None
+    regions_class_order: list[int] | None = None
+
+
+# ---------------------------------------------------------------- fingerprint.json
+class IntensityStatistics(Record):
+    """Foreground intensities of one channel over the dataset; every case weighs the same (as in nnU-Net)."""
+
+    mean: float
+    median: float
+    std: float
+    min: float
+    max: float
+    percentile_00_5: float
+    percentile_99_5: float
+
+
+class CaseFingerprint(Record):
+    """Facts of one case, in array order (z, y, x).
+
+    Attributes
+    ----------
+    shape, cropped_shape : voxels before and after cropping to the box of nonzero voxels.
+    spacing : mm.
+    left_right_axis : array axis closest to the patient's left-right; None for natural 2-D images.
+    class_voxels : label name → number of voxels, background included.
+    """
+
+    id: str
+    shape: tuple[int, int, int]
+    cropped_shape: tuple[int, int, int]
+    spacing: tuple[float, float, float]
+    left_right_axis: int | None
+    class_voxels: dict[str, int]
+
+
+class Fingerprint(Record):
+    """What was measured; no decisions. `labels`: name → value in the user's files, background (0) first."""
+
+    dataset: str
+    name: str
+    is_2d: bool
+    file_ending: str
+    channel_names: tuple[str, ...]
+    labels: dict[str, int]
+    cases: tuple[CaseFingerprint, ...]
+    intensities: tuple[IntensityStatistics, ...]
+    median_relative_size_after_cropping: float
+
+
+# ---------------------------------------------------------------- plan.json
+class ChannelNormalization(Record):
+    """How one channel is normalized; `within_nonzero` restricts z-score to the nonzero voxels of the case."""
+
+    scheme: NormalizationScheme
+    within_nonzero: bool
+    statistics: IntensityStatistics
+
+
+class Topology(Record):
+    """The shape of a U-Net, coarse stages last; tuples per stage, in plan order.
+
+    `encoder_blocks`: convolutions (plain) or residual blocks (resenc) per stage; `decoder_blocks`: convolutions
+    per decoder stage, from the bottleneck's neighbour outwards (one entry fewer).
+    """
+
+    strides: tuple[tuple[int, ...], ...]
+    kernel_sizes: tuple[tuple[int, ...], ...]
+    features: tuple[int, ...]
+    encoder_blocks: tuple[int, ...]
+    decoder_blocks: tuple[int, ...]
+
+
+class NetworkPlan(Record):
+    """One network of a configuration. `memory_gib` is an estimate; `reasons` say why, one sentence each."""
+
+    patch_shape: tuple[int, ...]
+    batch_size: int
+    topology: Topology
+    batch_dice: bool
+    optimizer: Literal["sgd"]
+    memory_gib: float
+    reasons: tuple[str, ...]
+
+
+class ConfigurationPlan(Record):
+    """One configuration; lengths are 2 for `2d` and 3 otherwise, in plan order.
+
+    `median_shape`: voxels of the median case at `spacing`. `architecture` names the network `train` takes.
+    """
+
+    spacing: tuple[float, ...]
+    median_shape: tuple[float, ...]
+    normalization: tuple[ChannelNormalization, ...]
+    architecture: ArchitectureName
+    networks: dict[ArchitectureName, NetworkPlan]
+    next_stage: str | None = None
+
+
+class Plan(Record):
+    """Decisions for a dataset. `axes`: array axis at each plan position (coarsest first): plan[i] = array[axes[i]].
+
+    Attributes
+    ----------
+    dataset : absolute path of the dataset folder, as planned.
+    labels : name → value in the user's files; inside, labels are 0, 1, 2, … in this order.
+    left_right_axes : array axes (z, y, x) that are left-right in at least one case (empty for natural 2-D images).
+    sided_labels : pairs of names that differ only in side ("left_kidney", "right_kidney").
+    """
+
+    version: Literal[1] = 1
+    dataset: str
+    name: str
+    is_2d: bool
+    file_ending: str
+    channel_names: tuple[str, ...]
+    labels: dict[str, int]
+    axes: tuple[int, int, int]
+    left_right_axes: tuple[int, ...]
+    sided_labels: tuple[tuple[str, str], ...]
+    memory_target_gib: float
+    nnunet_parity: bool
+    reasons: tuple[str, ...]
+    configurations: dict[ConfigurationName, ConfigurationPlan]
+
+
+# ---------------------------------------------------------------- splits.json
+class Split(Record):
+    """One fold: case identifiers. splits.json is a list of these, as nnU-Net's splits_final.json."""
+
+    train: tuple[str, ...]
+    val: tuple[str, ...]
+
+
+# ---------------------------------------------------------------- preprocessed/<configuration>/<hash8>/
+class StoreRecord(Record):
+    """`store.json`: all that shaped the store (its hash names the folder), in plan order.
+
+    `spacing` has three entries; None along axis 0 of a `2d` store: that axis keeps each case's own spacing.
+    """
+
+    version: Literal[1] = 1
+    axes: tuple[int, int, int]
+    spacing: tuple[float | None, float, float]
+    normalization: tuple[ChannelNormalization, ...]
+    labels: dict[str, int]
+
+
+class StoredCase(Record):
+    """`<case>.json` beside the arrays: where the stored voxels lie in the original image.
+
+    Attributes
+    ----------
+    shape : voxels stored, plan order.
+    original_shape : voxels of the file, array order (z, y, x).
+    crop : per array axis (start, stop) of the box of nonzero voxels.
+    original_spacing : mm, array order.
+    spacing : mm of the stored voxels, plan order.
+    class_counts : voxels per internal label 0 … K in the stored labels.
+    foreground_offsets : K + 1 row numbers: rows [offsets[k - 1], offsets[k]) of `<case>.foreground.npy`
+        (int32, (voxel, 3), plan order) are voxels of internal label k = 1 … K.
+    inputs : identity of the source files: (name, bytes, modification time in ns).
+    """
+
+    id: str
+    shape: tuple[int, int, int]
+    original_shape: tuple[int, int, int]
+    crop: tuple[tuple[int, int], tuple[int, int], tuple[int, int]]
+    original_spacing: tuple[float, float, float]
+    spacing: tuple[float, float, float]
+    class_counts: tuple[int, ...]
+    foreground_offsets: tuple[int, ...]
+    inputs: tuple[tuple[str, int, int], ...]
+
+
+# ---------------------------------------------------------------- models/…/model.json
+class CheckpointInfo(Record):
+    """Everything needed to predict with `weights.safetensors` and to say how the weights came to be.
+
+    `mirror_axes`: positions in the patch (plan order) that training mirrored and prediction may mirror.
+    `training`: the settings as they were used, flattened; `weights_sha256` ties the record to its weights.
+    """
+
+    version: Literal[1] = 1
+    name: str
+    configuration: ConfigurationName
+    fold: str
+    architecture: ArchitectureName
+    network: NetworkPlan
+    is_2d: bool
+    file_ending: str
+    channel_names: tuple[str, ...]
+    labels: dict[str, int]
+    store: StoreRecord
+    mirror_axes: tuple[int, ...]
+    training: dict[str, str | int | float | bool | None]
+    steps: int
+    seconds: float
+    plan_hash: str
+    weights_sha256: str
+    versions: dict[str, str]
+
+
+# ---------------------------------------------------------------- scores.json, labels.json, failures.json
+class MeanScores(Record):
+    """Means; None where no case defines the score."""
+
+    dice: float | None
+    nsd: float | None
+    hd95: float | None
+
+
+class LabelScores(MeanScores):
+    """One label in one case; distances in mm, volumes in ml; None where the empty-mask policy leaves no value."""
+
+    volume_ml: float
+    reference_volume_ml: float
+
+
+class CaseScores(Record):
+    """All labels of one case."""
+
+    id: str
+    labels: dict[str, LabelScores]
+
+
+class ScorePolicy(Record):
+    """How the edges of the definitions were settled, in words and numbers."""
+
+    both_empty: str
+    one_empty: str
+    nsd_tolerance_mm: dict[str, float]
+
+
+class Scores(Record):
+    """`mean`: mean over labels of the labels' means; `labels.<name>`: mean over cases, None skipped."""
+
+    mean: MeanScores
+    labels: dict[str, MeanScores]
+    cases: tuple[CaseScores, ...]
+    policy: ScorePolicy
+
+
+class LabelNames(Record):
+    """`labels.json` beside predictions: name → value in the masks, background included."""
+
+    labels: dict[str, int]
+
+
+class Failure(Record):
+    """One entry of failures.json (a list)."""
+
+    id: str
+    file: str
+    reason: str
+
+
+# ---------------------------------------------------------------- run.json
+class CommandRecord(Record):
+    """One finished command."""
+
+    command: str
+    arguments: tuple[str, ...]
+    started: str
+    seconds: float
+    exit_status: int
+    message: str | None
+    device: str | None
+    seed: int | None
+    versions: dict[str, str]
+    inputs: dict[str, str]
+    results: dict[str, str | int | float | bool | None] = Field(default_factory=dict)
+
+
+class RunRecord(CommandRecord):
+    """run.json: the latest command, and those before it in the same folder, oldest first."""
+
+    earlier: tuple[CommandRecord, ...] = ()

@@ -1,0 +1,18 @@
+"""Shapes and types in signatures are enforced while tests run (jaxtyping + beartype)."""
+
+from pathlib import Path
+
+import pytest
+from jaxtyping import install_import_hook
+
+install_import_hook("autoseg", "beartype.beartype")
+
+REAL_DATA = Path(__file__).resolve().parents[2] / "shared" / "data" / "seg"
+
+
+def real_dataset(name: str) -> Path:
+    """The folder of a real dataset, or a skip that says what is missing."""
+    folder = REAL_DATA / name
+    if not folder.is_dir():
+        pytest.skip(f"real dataset {name} is not on this machine")
+    return folder
