@@ -13,8 +13,9 @@ LINE_EVERY_SECONDS = 10.0
 class ProgressBar:
     """Counts finished items; on a terminal a live line, elsewhere a line every ten seconds and at the end."""
 
-    def __init__(self, description: str, total: int, unit: str) -> None:
+    def __init__(self, description: str, total: int, unit: str, limit_seconds: float | None = None) -> None:
         self._description, self._total, self._unit = description, total, unit
+        self._limit_seconds = limit_seconds
         self._done = 0
         self._start = self._last = time.perf_counter()
         self._live = sys.stderr.isatty()
@@ -35,19 +36,26 @@ class ProgressBar:
             sys.stderr.flush()
 
     def _show(self, now: float, note: str) -> None:
-        rate = self._done / max(now - self._start, 1e-9)
-        left = max(self._total - self._done, 0) / max(rate, 1e-9)
-        text = (f"{self._description}: {self._done}/{self._total} {self._unit}, {readable_rate(rate, self._unit)}, "
-                f"{readable_seconds(left)} left")
+        elapsed = now - self._start
+        rate = self._done / max(elapsed, 1e-9)
+        left, goal = max(self._total - self._done, 0) / max(rate, 1e-9), f"/{self._total}"
+        if self._limit_seconds is not None and self._limit_seconds - elapsed < left:
+            left, goal = max(self._limit_seconds - elapsed, 0), ""
+        text = f"{self._description}: {self._done}{goal} {self._unit}"
+        if self._done:  # before that there is no rate to tell
+            text += f", {readable_rate(rate, self._unit)}, {readable_seconds(left)} left"
         text += f"  {note}" if note else ""
         sys.stderr.write(f"\r\x1b[2K{text}" if self._live else f"{text}\n")
         sys.stderr.flush()
 
 
 @contextmanager
-def progress(description: str, total: int, unit: str) -> Iterator[ProgressBar]:
-    """`with progress("preprocess", 200, "cases") as bar: … bar.advance()`."""
-    bar = ProgressBar(description, total, unit)
+def progress(description: str, total: int, unit: str, limit_seconds: float | None = None) -> Iterator[ProgressBar]:
+    """`with progress("preprocess", 200, "cases") as bar: … bar.advance()`.
+
+    `limit_seconds`: the loop ends after this long even if items are left; the time left says so.
+    """
+    bar = ProgressBar(description, total, unit, limit_seconds)
     try:
         yield bar
     finally:

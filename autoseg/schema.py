@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, JsonValue
 
 from autoseg.records import ForeignRecord, Record
 
@@ -233,6 +233,20 @@ class CheckpointInfo(Record):
     plan_hash: str
     weights_sha256: str
     versions: dict[str, str]
+
+
+# ---------------------------------------------------------------- models/…/resume/resume.json
+class ResumeRecord(Record):
+    """A training's state to resume from: `tensors` names the safetensors file beside it (weights, momentum).
+
+    `scaler`: the gradient scaler's state (empty unless float16). `facts`: what the training wants back, JSON.
+    """
+
+    version: Literal[1] = 1
+    tensors: str
+    tensors_sha256: str
+    scaler: dict[str, float | int]
+    facts: dict[str, JsonValue]
 
 
 # ---------------------------------------------------------------- scores.json, labels.json, failures.json

@@ -1,0 +1,1 @@
+"""Data only: named sets of settings, read through importlib.resources."""

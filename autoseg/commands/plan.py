@@ -1,0 +1,182 @@
+"""`autoseg plan`: measure a dataset, decide, write plan.json and splits.json, preprocess."""
+
+import logging
+import resource
+import time
+from pathlib import Path
+from typing import Annotated, Literal
+
+from cyclopts import Parameter
+
+from autoseg.commands.options import (
+    DEFAULT_RUN,
+    DEFAULT_SEED,
+    DeviceOption,
+    JsonOption,
+    RunOption,
+    SeedOption,
+    WorkersOption,
+)
+from autoseg.commands.output import write_json_object, write_stdout
+from autoseg.commands.recording import recorded
+from autoseg.data.dataset import Dataset, open_dataset
+from autoseg.data.parallel import default_workers
+from autoseg.data.preprocessing import preprocess_dataset
+from autoseg.data.splits import make_splits, read_splits, write_splits
+from autoseg.data.store import store_folder
+from autoseg.errors import UserError
+from autoseg.planning.fingerprint import measure
+from autoseg.planning.planner import PlanSettings, add_architecture, decide_plan, store_record
+from autoseg.planning.summary import describe_plan
+from autoseg.progress import readable_seconds
+from autoseg.records import content_hash, read_record, write_record
+from autoseg.schema import ArchitectureName, ConfigurationName, Fingerprint, Plan
+
+logger = logging.getLogger("autoseg")
+
+
+def plan(  # noqa: PLR0913 (a command's options)
+    dataset: Path,
+    /,
+    *,
+    run: RunOption = DEFAULT_RUN,
+    memory_gib: Annotated[float | None, Parameter(help="GPU memory to plan for (8, or the preset size's).")] = None,
+    architecture: Annotated[
+        Literal["auto", "resenc", "plain"], Parameter(help="`auto` is resenc; on a planned run this adds a network.")
+    ] = "auto",
+    configurations: Annotated[
+        str | None, Parameter(help="Comma-separated: 2d, 3d_fullres, 3d_lowres. Planned and preprocessed.")
+    ] = None,
+    preset_size: Annotated[Literal["M", "L", "XL"] | None, Parameter(help="nnU-Net's residual presets.")] = None,
+    nnunet_parity: Annotated[bool, Parameter(negative=(), help="Keep nnU-Net's numbers even where silly.")] = False,
+    preprocess: Annotated[bool, Parameter(name="--preprocess", help="Off: only measure and decide.")] = True,
+    workers: WorkersOption = None,
+    device: DeviceOption = "auto",
+    seed: SeedOption = DEFAULT_SEED,
+    json: JsonOption = False,
+) -> int:
+    """Measure a dataset, decide spacing, patch, batch and network, and preprocess it.
+
+    Parameters
+    ----------
+    dataset
+        Folder in nnU-Net's raw layout (dataset.json, imagesTr, labelsTr) or the Medical Segmentation Decathlon's.
+    """
+    if device == "cuda":
+        from autoseg.inference.device import choose_device
+
+        choose_device(device)
+    with recorded("plan", run, seed) as recording:
+        start = time.perf_counter()
+        workers = default_workers() if workers is None else _positive(workers)
+        settings = PlanSettings(
+            memory_gib=memory_gib, architecture=architecture, configurations=_configurations(configurations),
+            preset_size=preset_size, nnunet_parity=nnunet_parity,
+        )
+        opened = open_dataset(dataset)
+        _refuse_another_dataset(run, opened)
+        fingerprint = measure(opened, workers)
+        decided = _decide(run, fingerprint, settings)
+        measured_seconds = time.perf_counter() - start
+        _write_splits(run, opened, seed)
+        write_record(fingerprint, run / "fingerprint.json")
+        write_record(decided, run / "plan.json")
+        wanted = settings.configurations or (default_configuration(decided),)
+        if preprocess:
+            for configuration in wanted:
+                record = store_record(decided, configuration)
+                preprocess_dataset(opened, record, store_folder(run, configuration, record), workers)
+        seconds = time.perf_counter() - start
+        recording.inputs["dataset"] = str(opened.root)
+        recording.inputs["fingerprint"] = content_hash(fingerprint.model_dump(mode="json"))
+        recording.results.update(
+            cases=len(fingerprint.cases), measure_seconds=round(measured_seconds, 3), seconds=round(seconds, 3),
+            peak_memory_mib=_peak_memory_mib(),
+        )
+        _report(decided, fingerprint, run, json, seconds)
+    return 0
+
+
+def default_configuration(plan: Plan) -> ConfigurationName:
+    """What `train` takes when no configuration is named: 3d_fullres where it exists, else 2d."""
+    return "3d_fullres" if "3d_fullres" in plan.configurations else "2d"
+
+
+def read_plan(run: Path) -> Plan:
+    """The plan of a run folder; UserError that says how to make one when there is none."""
+    path = run / "plan.json"
+    if not path.exists():
+        raise UserError(f"{path} does not exist: this run has no plan yet.\nRun `autoseg plan DATASET --run {run}` "
+                        "first, or name another run folder with --run.")
+    return read_record(Plan, path, "Run `autoseg plan` again to write it anew.")
+
+
+def _positive(workers: int) -> int:
+    if workers < 1:
+        raise UserError(f"--workers {workers}: at least 1 was expected.")
+    return workers
+
+
+def _configurations(text: str | None) -> tuple[ConfigurationName, ...] | None:
+    if text is None:
+        return None
+    known: dict[str, ConfigurationName] = {"2d": "2d", "3d_fullres": "3d_fullres", "3d_lowres": "3d_lowres"}
+    names = [name.strip() for name in text.split(",") if name.strip()]
+    if not names or any(name not in known for name in names):
+        raise UserError(f"--configurations {text}: expected a comma-separated list of {', '.join(known)}.")
+    return tuple(known[name] for name in dict.fromkeys(names))
+
+
+def _refuse_another_dataset(run: Path, dataset: Dataset) -> None:
+    path = run / "plan.json"
+    if path.exists() and Path(before := read_plan(run).dataset) != dataset.root:
+        raise UserError(f"{path} was made for {before}, not for {dataset.root}; a run folder belongs to one dataset.\n"
+                        "Name another folder with --run.")
+
+
+def _decide(run: Path, fingerprint: Fingerprint, settings: PlanSettings) -> Plan:
+    """A new plan; or, where this run was planned from the same facts, that plan with one network added or renewed."""
+    old_facts = run / "fingerprint.json"
+    if not (run / "plan.json").exists() or not old_facts.exists():
+        return decide_plan(fingerprint, settings)
+    if read_record(Fingerprint, old_facts) != fingerprint:
+        logger.info("the dataset has changed since it was planned: everything is decided anew")
+        return decide_plan(fingerprint, settings)
+    return add_architecture(read_plan(run), fingerprint, settings)
+
+
+def _write_splits(run: Path, dataset: Dataset, seed: int) -> None:
+    path, ids = run / "splits.json", [case.id for case in dataset.cases]
+    if not path.exists():
+        write_splits(make_splits(ids, seed), path)
+        return
+    listed = {case for split in read_splits(path, ids) for case in (*split.train, *split.val)}
+    if len(ids) > 1 and listed != set(ids):
+        raise UserError(f"{path} does not name {', '.join(sorted(set(ids) - listed)[:5])} (cases added since it was "
+                        "written?).\nAdd them to it, or move the file away to have new splits drawn.")
+
+
+def _peak_memory_mib() -> float:
+    """Peak resident memory of this process plus the largest of its workers, MiB."""
+    kib = sum(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    return round(kib / 1024, 1)
+
+
+def _report(plan: Plan, fingerprint: Fingerprint, run: Path, json: bool, seconds: float) -> None:
+    if json:
+        networks = {
+            name: {"spacing": configuration.spacing, **_network_facts(plan, name, configuration.architecture)}
+            for name, configuration in plan.configurations.items()
+        }
+        write_json_object({"run": str(run), "seconds": round(seconds, 3), "axes": plan.axes,
+                           "configurations": networks})
+        return
+    write_stdout(describe_plan(plan, fingerprint))
+    write_stdout(f"\nPlanned in {readable_seconds(seconds)}. Written: {run / 'plan.json'}\n"
+                 f"Next: autoseg train --run {run}   (on a machine without GPU: add --preset quick)\n")
+
+
+def _network_facts(plan: Plan, configuration: ConfigurationName, architecture: ArchitectureName) -> dict[str, object]:
+    network = plan.configurations[configuration].networks[architecture]
+    return {"architecture": architecture, "patch_shape": network.patch_shape, "batch_size": network.batch_size,
+            "memory_gib": network.memory_gib}

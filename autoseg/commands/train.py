@@ -1,0 +1,175 @@
+"""`autoseg train`: one fold of a planned dataset, then its validation cases predicted and scored."""
+
+import logging
+import shutil
+from collections.abc import Mapping
+from dataclasses import fields
+from pathlib import Path
+from typing import Annotated
+
+from cyclopts import Parameter
+
+from autoseg.commands.options import DEFAULT_RUN, DEFAULT_SEED, DeviceOption, JsonOption, RunOption, SeedOption
+from autoseg.commands.output import write_json_object, write_stdout
+from autoseg.commands.plan import default_configuration, read_plan
+from autoseg.commands.recording import Recording, recorded, versions
+from autoseg.commands.stopping import stop_on_signals
+from autoseg.data.dataset import Case, open_dataset
+from autoseg.data.parallel import default_workers
+from autoseg.data.preprocessing import preprocess_dataset
+from autoseg.data.splits import read_splits, training_cases
+from autoseg.data.store import Store, open_store, store_folder
+from autoseg.errors import UserError
+from autoseg.evaluation.pairing import pair_files
+from autoseg.evaluation.scoring import score_files
+from autoseg.evaluation.table import format_table
+from autoseg.inference.device import choose_device
+from autoseg.inference.prediction import PredictSettings, predict_cases
+from autoseg.networks.checkpoint import read_model
+from autoseg.planning.planner import store_record
+from autoseg.progress import readable_seconds
+from autoseg.records import read_record, write_record
+from autoseg.schema import ArchitectureName, CheckpointInfo, ConfigurationName, Plan, Scores
+from autoseg.training.session import Session, read_resume_settings, train_session
+from autoseg.training.settings import MirrorChoice, TrainSettings, load_preset, override
+
+logger = logging.getLogger("autoseg")
+
+
+def train(  # noqa: PLR0913 (a command's options)
+    *,
+    run: RunOption = DEFAULT_RUN,
+    configuration: Annotated[
+        ConfigurationName | None, Parameter(help="By default 3d_fullres, or 2d where the data are flat.")
+    ] = None,
+    architecture: Annotated[
+        ArchitectureName | None, Parameter(help="A network of the plan; by default the plan's own choice.")
+    ] = None,
+    fold: Annotated[str, Parameter(help="A fold of splits.json (0, 1, …), or `all`: every case, no validation.")] = "0",
+    name: Annotated[str | None, Parameter(help="The model's name; by default its architecture.")] = None,
+    preset: Annotated[
+        str | None, Parameter(help="`default` (nnU-Net's recipe), `quick` (CPU), or a .toml file.")
+    ] = None,
+    epochs: Annotated[int | None, Parameter(help="Length of the schedule.")] = None,
+    steps_per_epoch: Annotated[int | None, Parameter(help="Optimizer updates per epoch.")] = None,
+    max_minutes: Annotated[
+        float | None, Parameter(help="Training time; the learning rate reaches its end with it. Validation follows.")
+    ] = None,
+    mirror: Annotated[
+        MirrorChoice | None, Parameter(help="`auto`: not left-right where labels differ only in side.")
+    ] = None,
+    resume: Annotated[bool, Parameter(negative=(), help="Continue an interrupted or finished training.")] = False,
+    overwrite: Annotated[bool, Parameter(negative=(), help="Delete this model's fold and train anew.")] = False,
+    device: DeviceOption = "auto",
+    seed: SeedOption = DEFAULT_SEED,
+    json: JsonOption = False,
+) -> int:
+    """Train one fold of a planned dataset; predict and score its validation cases at the end."""
+    plan = read_plan(run)
+    configuration = configuration or default_configuration(plan)
+    architecture = _known_architecture(plan, configuration, architecture)
+    name = name or architecture
+    if not name.replace("+", "").replace("-", "").replace("_", "").replace(".", "").isalnum():
+        raise UserError(f"--name {name!r}: letters, digits and + - _ . were expected.")
+    folder = run / "models" / name / configuration / f"fold_{fold}"
+    choices = {"epochs": epochs, "steps_per_epoch": steps_per_epoch, "max_minutes": max_minutes, "mirror": mirror}
+    with recorded("train", run, seed) as recording:
+        dataset = open_dataset(Path(plan.dataset))
+        cases = {case.id: case for case in dataset.cases}
+        split = training_cases(read_splits(run / "splits.json", list(cases)), fold, list(cases))
+        settings = _settings(folder, preset, resume, choices)
+        chosen_device = choose_device(device)
+        recording.device = str(chosen_device)
+        _refuse_or_clear(folder, resume, overwrite)
+        session = Session(
+            plan=plan, configuration=configuration, architecture=architecture, name=name, fold=fold,
+            settings=settings, seed=seed, store=_store(run, plan, configuration), train_ids=split[0],
+            validation_ids=() if fold == "all" else split[1], folder=folder, device=chosen_device, versions=versions(),
+        )
+        with stop_on_signals() as stop:
+            info = train_session(session, resume, stop)
+        if info is None:
+            raise UserError(f"Training was stopped; nothing is lost.\nContinue with the same command and --resume "
+                            f"(state: {folder / 'resume'}).")
+        recording.results.update(steps=info.steps, training_seconds=round(info.seconds, 1))
+        status = 0
+        if session.validation_ids:
+            status = _validate([cases[case] for case in session.validation_ids], session, plan, recording)
+        _report(session, info, recording, json)
+        recording.exit_status = status
+    return status
+
+
+def _known_architecture(
+    plan: Plan, configuration: ConfigurationName, architecture: ArchitectureName | None
+) -> ArchitectureName:
+    if configuration not in plan.configurations:
+        raise UserError(f"--configuration {configuration}: the plan holds {', '.join(plan.configurations)}.\n"
+                        "Name one of these, or run `autoseg plan` with --configurations.")
+    planned = plan.configurations[configuration]
+    if architecture is None:
+        return planned.architecture
+    if architecture not in planned.networks:
+        raise UserError(f"--architecture {architecture}: the plan of {configuration} holds "
+                        f"{', '.join(planned.networks)}.\nAdd it with `autoseg plan {plan.dataset} --architecture {architecture}`.")
+    return architecture
+
+
+def _settings(folder: Path, preset: str | None, resume: bool, choices: Mapping[str, object]) -> TrainSettings:
+    """Settings of a new training from its preset; of a resumed one from what it was started with."""
+    started = read_resume_settings(folder) if resume and preset is None else None
+    if started is None:
+        return override(load_preset(preset or "default"), **choices)
+    known = {field.name for field in fields(TrainSettings)}
+    base = TrainSettings(**{key: value for key, value in started.items() if key in known})  # type: ignore[arg-type]
+    return override(base, **choices)
+
+
+def _refuse_or_clear(folder: Path, resume: bool, overwrite: bool) -> None:
+    if resume and overwrite:
+        raise UserError("--resume continues a training, --overwrite deletes it: give one of them.")
+    started, finished = (folder / "resume").is_dir(), (folder / "model.json").exists()
+    if overwrite and folder.exists():
+        shutil.rmtree(folder)
+    elif finished and not resume:
+        raise UserError(f"{folder} holds a finished model.\nGive --overwrite to train it anew, --resume to train it "
+                        "longer, or --name for another model beside it.")
+    elif started and not resume:
+        raise UserError(f"{folder} holds a training that was interrupted.\nGive --resume to continue it or --overwrite "
+                        "to start anew.")
+    elif resume and not started:
+        raise UserError(f"--resume: {folder} holds no training to continue.\nRun without --resume to start one.")
+
+
+def _store(run: Path, plan: Plan, configuration: ConfigurationName) -> Store:
+    """The preprocessed cases of a configuration; made now where `plan` did not make them."""
+    record = store_record(plan, configuration)
+    folder = store_folder(run, configuration, record)
+    preprocess_dataset(open_dataset(Path(plan.dataset)), record, folder, default_workers())
+    return open_store(folder)
+
+
+def _validate(cases: list[Case], session: Session, plan: Plan, recording: Recording) -> int:
+    """Predict the fold's validation cases as `predict` would, score them, write scores.json; 3 when a case failed."""
+    output = session.folder / "validation"
+    model = read_model(session.folder)
+    settings = PredictSettings(device=session.device, overwrite=True)
+    _, failures = predict_cases(cases, [model], output, settings)
+    failed = {failure.id for failure in failures}
+    references = {case.id: case.label for case in cases if case.id not in failed and case.label is not None}
+    scores = score_files(pair_files(output, references), plan.labels, workers=default_workers())
+    write_record(scores, session.folder / "scores.json")
+    recording.results.update(dice=scores.mean.dice, nsd=scores.mean.nsd, hd95=scores.mean.hd95, failed=len(failed))
+    return 3 if failed else 0
+
+
+def _report(session: Session, info: CheckpointInfo, recording: Recording, json: bool) -> None:
+    if json:
+        write_json_object({"model": str(session.folder), **recording.results})
+        return
+    scores = session.folder / "scores.json"
+    if session.validation_ids:
+        write_stdout(format_table(read_record(Scores, scores)))
+    write_stdout(f"\n{session.name}, {session.configuration}, fold {session.fold}: {info.steps} steps in "
+                 f"{readable_seconds(info.seconds)}. Written: {session.folder}\n"
+                 f"Next: autoseg predict -i IMAGES -o MASKS --run {session.folder.parents[3]}")

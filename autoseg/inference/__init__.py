@@ -1,0 +1,1 @@
+"""From weights to masks: sliding windows, ensembling, decoding, whole folders of cases."""

@@ -1,0 +1,92 @@
+"""Which trained models a run folder holds, and which of them a user means."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from autoseg.errors import UserError, all_of
+from autoseg.networks.checkpoint import MODEL_NAME, WEIGHTS_NAME
+
+FOLD_PREFIX = "fold_"
+ALL_FOLD = "all"
+
+
+@dataclass(frozen=True)
+class TrainedModel:
+    """The finished folds of run/models/<name>/<configuration>; `folds`: "0", "1", … in order, then "all"."""
+
+    name: str
+    configuration: str
+    folds: tuple[str, ...]
+    folder: Path
+
+    def fold_folder(self, fold: str) -> Path:
+        """Where the weights of one fold are."""
+        return self.folder / f"{FOLD_PREFIX}{fold}"
+
+
+def is_finished(folder: Path) -> bool:
+    """Whether a fold's folder holds a finished model: both the weights and their record."""
+    return (folder / WEIGHTS_NAME).is_file() and (folder / MODEL_NAME).is_file()
+
+
+def list_models(run: Path) -> tuple[TrainedModel, ...]:
+    """All models of a run folder with at least one finished fold, by name and configuration."""
+    found = []
+    for folder in sorted((run / "models").glob("*/*")):
+        finished = [path.name for path in folder.glob(f"{FOLD_PREFIX}*") if is_finished(path)]
+        if folds := [file_name.removeprefix(FOLD_PREFIX) for file_name in finished]:
+            found.append(TrainedModel(folder.parent.name, folder.name, _in_order(folds), folder))
+    return tuple(found)
+
+
+def choose_model(run: Path, name: str | None, configuration: str | None) -> TrainedModel:
+    """The only trained model that fits the name and configuration, where given.
+
+    Raises
+    ------
+    UserError : there is none, or more than one; it lists those that exist.
+    """
+    models = list_models(run)
+    if not models:
+        raise UserError(f"{run} holds no trained model; one finished fold in {run / 'models'} was expected.\n"
+                        f"Run `autoseg train --run {run}` first, or name another run folder with --run.")
+    named = [model for model in models if name in (None, model.name)]
+    fitting = [model for model in named if configuration in (None, model.configuration)]
+    if len(fitting) == 1:
+        return fitting[0]
+    asked = " ".join(
+        f"--{option} {value}" for option, value in (("name", name), ("configuration", configuration)) if value
+    )
+    if not fitting:
+        heading = f"{run} holds no trained model {asked}. It holds:"
+        raise all_of([_describe(model) for model in models], heading, "Choose one of these.")
+    heading = f"{run} holds {len(fitting)} trained models{' ' + asked if asked else ''}; which one is meant?"
+    raise all_of([_describe(model) for model in fitting], heading, "Choose with --name and --configuration.")
+
+
+def choose_folds(model: TrainedModel, folds: str | None) -> tuple[str, ...]:
+    """The folds in a comma-separated list ("0,1", "all"); every finished one when the list is None.
+
+    Raises
+    ------
+    UserError : a fold that is not there, or an empty list.
+    """
+    if folds is None:
+        return model.folds
+    wanted = tuple(dict.fromkeys(fold.strip() for fold in folds.split(",") if fold.strip()))
+    missing = [fold for fold in wanted if fold not in model.folds]
+    if missing or not wanted:
+        what = f"fold {', '.join(missing)} is not trained" if missing else "no fold is named"
+        raise UserError(f"--folds {folds}: {what} in {model.folder}; it holds {', '.join(model.folds)}.\n"
+                        "Choose among these, or train the others first: autoseg train --fold N.")
+    return wanted
+
+
+def _in_order(folds: Sequence[str]) -> tuple[str, ...]:
+    numbered = sorted((fold for fold in folds if fold.isdigit()), key=int)
+    return (*numbered, *sorted(fold for fold in folds if not fold.isdigit()))
+
+
+def _describe(model: TrainedModel) -> str:
+    return f"--name {model.name} --configuration {model.configuration} (folds {', '.join(model.folds)})"

@@ -1,0 +1,1 @@
+"""Networks built from the plan alone, and their weights on disk."""

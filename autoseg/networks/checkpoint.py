@@ -1,0 +1,192 @@
+"""Weights on disk: safetensors beside JSON, never a pickle; finished models and states to resume from.
+
+A finished model is `weights.safetensors` and `model.json`, tied by the hash of the weights. A resumable state is
+`resume.json` and the tensor file that it names: the record is replaced last, so a kill at any moment leaves the
+newest state that was written completely.
+"""
+
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+from uuid import uuid4
+
+import safetensors.torch
+import torch
+from safetensors import SafetensorError
+from torch import Tensor, nn
+
+from autoseg.errors import UserError, all_of
+from autoseg.networks.unet import UNet
+from autoseg.records import read_record, replacing, write_record
+from autoseg.schema import CheckpointInfo, ResumeRecord
+
+WEIGHTS_NAME, MODEL_NAME, RESUME_NAME = "weights.safetensors", "model.json", "resume.json"
+WEIGHTS_PREFIX, OPTIMIZER_PREFIX = "network.", "optimizer."
+
+
+# ---------------------------------------------------------------- weights
+def save_weights(network: nn.Module, path: Path) -> str:
+    """Write the weights atomically; returns the SHA-256 of the file."""
+    return _write_tensors(network.state_dict(), path)
+
+
+def load_weights(network: nn.Module, path: Path) -> None:
+    """Load weights of exactly this network.
+
+    Raises
+    ------
+    UserError : the file is absent or not safetensors; a weight is missing, unexpected or has another shape.
+    """
+    _assign(network, _parse(_read_bytes(path), path), path)
+
+
+def misfits(network: nn.Module, weights: Mapping[str, Tensor]) -> list[str]:
+    """One line for every weight that is missing, unexpected or has another shape than the network's."""
+    expected = network.state_dict()
+    missing = [f"{name}: missing" for name in expected if name not in weights]
+    unexpected = [f"{name}: not a weight of this network" for name in weights if name not in expected]
+    misshapen = [
+        f"{name}: shape {tuple(weights[name].shape)}, expected {tuple(value.shape)}"
+        for name, value in expected.items()
+        if name in weights and weights[name].shape != value.shape
+    ]
+    return missing + unexpected + misshapen
+
+
+# ---------------------------------------------------------------- finished models
+def write_model(folder: Path, network: nn.Module, info: CheckpointInfo) -> CheckpointInfo:
+    """Write `weights.safetensors`, then `model.json`; returns the record with the hash of the weights filled in."""
+    tied = info.model_copy(update={"weights_sha256": save_weights(network, folder / WEIGHTS_NAME)})
+    write_record(tied, folder / MODEL_NAME)
+    return tied
+
+
+def read_model(folder: Path) -> tuple[UNet, CheckpointInfo]:
+    """The network of a model folder with its weights, on the CPU, and its record.
+
+    Raises
+    ------
+    UserError : a file is absent or damaged, or the weights are not those that the record was written for.
+    """
+    info = read_record(CheckpointInfo, folder / MODEL_NAME, "Train the model first: autoseg train.")
+    path = folder / WEIGHTS_NAME
+    content = _read_bytes(path)
+    found = hashlib.sha256(content).hexdigest()
+    if found != info.weights_sha256:
+        raise UserError(
+            f"{path} (SHA-256 {found[:12]}…) is not the file that {MODEL_NAME} was written for "
+            f"({info.weights_sha256[:12]}…).\nCopy both files of the model again, or train it anew with --overwrite."
+        )
+    # No memory and no random draws for weights that are replaced at once.
+    with torch.device("meta"):
+        network = UNet(info.architecture, info.network.topology, len(info.channel_names), len(info.labels))
+    network.to_empty(device="cpu")
+    _assign(network, _parse(content, path), path)
+    return network.eval(), info
+
+
+# ---------------------------------------------------------------- states to resume from
+def save_resume(
+    folder: Path,
+    network: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    scaler: torch.amp.GradScaler,
+    facts: Mapping[str, object],
+) -> None:
+    """Write all that continuing a training needs; the state before it stays valid until this one is complete.
+
+    facts : JSON-able; given back by `read_resume_facts`. The optimizer's groups (rate, decay) are not kept: whoever
+    resumes builds the same optimizer first. Nor are random states: no layer draws.
+    """
+    tensors = {f"{WEIGHTS_PREFIX}{name}": value for name, value in network.state_dict().items()}
+    for name, parameter in network.named_parameters():
+        for kind, value in optimizer.state.get(parameter, {}).items():
+            if value is not None:
+                tensors[f"{OPTIMIZER_PREFIX}{kind}.{name}"] = value
+    path = folder / f"state-{uuid4().hex[:8]}.safetensors"
+    sha256 = _write_tensors(tensors, path)
+    record = ResumeRecord(tensors=path.name, tensors_sha256=sha256, scaler=scaler.state_dict(), facts=dict(facts))
+    write_record(record, folder / RESUME_NAME)
+    # Also what a kill left behind: states that were never completed.
+    for other in [*folder.glob("state-*.safetensors"), *folder.glob(".state-*.safetensors")]:
+        if other != path:
+            other.unlink(missing_ok=True)
+
+
+def read_resume_facts(folder: Path) -> dict[str, object] | None:
+    """The facts of the state in a resume folder; None where there is no state."""
+    path = folder / RESUME_NAME
+    return dict(read_record(ResumeRecord, path).facts) if path.exists() else None
+
+
+def load_resume(
+    folder: Path, network: nn.Module, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler
+) -> None:
+    """Put the state's weights, optimizer buffers and loss scale into parts built as for the saved training.
+
+    Raises
+    ------
+    UserError : there is no state, it is damaged, or its tensors do not fit the network.
+    """
+    record = read_record(ResumeRecord, folder / RESUME_NAME, "Run without --resume to start a training.")
+    path = folder / record.tensors
+    content = _read_bytes(path)
+    if hashlib.sha256(content).hexdigest() != record.tensors_sha256:
+        raise UserError(
+            f"{path} is damaged: its content is not what {RESUME_NAME} was written for.\n"
+            "Start the training anew with --overwrite."
+        )
+    tensors = _parse(content, path)
+    weights = {name: value for name, value in tensors.items() if name.startswith(WEIGHTS_PREFIX)}
+    _assign(network, {name.removeprefix(WEIGHTS_PREFIX): value for name, value in weights.items()}, path)
+    buffers = {name: value for name, value in tensors.items() if name.startswith(OPTIMIZER_PREFIX)}
+    parameters = dict(network.named_parameters())
+    for name, value in buffers.items():
+        _, kind, parameter_name = name.split(".", 2)
+        parameter = parameters[parameter_name]
+        # Fused kernels walk weight and buffer together: the memory format must be the weight's.
+        like = torch.empty_like(parameter) if value.shape == parameter.shape else torch.empty_like(value)
+        optimizer.state[parameter][kind] = like.copy_(value)
+    scaler.load_state_dict(record.scaler)
+
+
+# ---------------------------------------------------------------- files
+def _write_tensors(tensors: Mapping[str, Tensor], path: Path) -> str:
+    # Files hold plain row-major tensors, whatever the memory format in the process.
+    plain = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
+    content = safetensors.torch.save(plain)
+    with replacing(path) as temporary:
+        temporary.write_bytes(content)
+    return hashlib.sha256(content).hexdigest()
+
+
+def _read_bytes(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        raise UserError(f"{path} does not exist; the weights of a network were expected.\n"
+                        "Copy the complete model folder, or train the model anew.") from None
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}. Check the file and its permissions.") from None
+
+
+def _parse(content: bytes, path: Path) -> dict[str, Tensor]:
+    try:
+        tensors: dict[str, Tensor] = safetensors.torch.load(content)
+    except SafetensorError as error:
+        raise UserError(f"{path} is not a valid safetensors file ({error}).\n"
+                        "Copy it again from where it was trained, or train the model anew.") from None
+    return tensors
+
+
+def _assign(network: nn.Module, weights: Mapping[str, Tensor], path: Path) -> None:
+    """Copy weights into a network, keeping its device and memory format; UserError where they do not fit."""
+    if problems := misfits(network, weights):
+        raise all_of(
+            problems,
+            f"{path} does not hold the weights of this network ({len(problems)} of its tensors differ):",
+            "Use the model folder as `autoseg train` wrote it, or train anew.",
+        )
+    with torch.no_grad():
+        for name, value in network.state_dict().items():
+            value.copy_(weights[name])

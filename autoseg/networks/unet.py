@@ -1,0 +1,205 @@
+"""The `plain` and `resenc` U-Nets in two and three dimensions, from a topology alone.
+
+The mathematics is that of nnU-Net's networks (Isensee et al., 2021 and 2024): convolution → instance
+normalization → leaky ReLU, strided convolutions on the way down, transposed convolutions on the way up, a 1×1
+segmentation head at every decoder level. Nothing depends on the patch's shape.
+"""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from autoseg.networks.normalization import InstanceNorm
+from autoseg.schema import ArchitectureName, Topology
+
+SLOPE = 0.01
+Convolution = nn.Conv2d | nn.Conv3d
+CONVOLUTIONS: dict[int, type[nn.Conv2d] | type[nn.Conv3d]] = {2: nn.Conv2d, 3: nn.Conv3d}
+STRIDED = {2: functional.conv2d, 3: functional.conv3d}
+TRANSPOSED: dict[int, type[nn.ConvTranspose2d] | type[nn.ConvTranspose3d]] = {
+    2: nn.ConvTranspose2d,
+    3: nn.ConvTranspose3d,
+}
+POOLING: dict[int, type[nn.AvgPool2d] | type[nn.AvgPool3d]] = {2: nn.AvgPool2d, 3: nn.AvgPool3d}
+
+
+def convolution(
+    inputs: int, outputs: int, kernel: Sequence[int], stride: Sequence[int], bias: bool = True
+) -> Convolution:
+    """A convolution that keeps the shape at stride 1; the number of axes is the kernel's length."""
+    padding = tuple((size - 1) // 2 for size in kernel)
+    kind = CONVOLUTIONS[len(kernel)]
+    # Conv2d and Conv3d take tuples of two and three; one dictionary cannot tell mypy which.
+    return kind(inputs, outputs, tuple(kernel), tuple(stride), padding, bias=bias)  # type: ignore[arg-type]
+
+
+class ConvolutionBlock(nn.Module):
+    """Convolution → instance normalization (→ addition) → leaky ReLU."""
+
+    def __init__(self, inputs: int, outputs: int, kernel: Sequence[int], stride: Sequence[int]) -> None:
+        super().__init__()
+        self.convolution = convolution(inputs, outputs, kernel, stride)
+        self.norm = InstanceNorm(outputs, SLOPE)
+
+    def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
+        result: Tensor = self.norm(self.convolution(x), residual)
+        return result
+
+
+class Projection(nn.Module):
+    """The skip of a residual block that changes channels: mean over the stride → 1×1 convolution → normalization.
+
+    Mean and convolution are computed as one strided convolution with the weight spread over the stride. The
+    average would leave bfloat16 on the CPU (torch pools 3-D tensors there in float32 only).
+    """
+
+    def __init__(self, inputs: int, outputs: int, stride: Sequence[int]) -> None:
+        super().__init__()
+        ones = (1,) * len(stride)
+        self.convolution = convolution(inputs, outputs, ones, ones, bias=False)
+        self.norm = InstanceNorm(outputs, slope=1.0)
+        self.stride = tuple(stride)
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight = self.convolution.weight
+        spread = (weight / math.prod(self.stride)).expand(*weight.shape[:2], *self.stride)
+        strided = STRIDED[len(self.stride)](x, spread, stride=self.stride)  # type: ignore[arg-type]
+        result: Tensor = self.norm(strided)
+        return result
+
+
+class ResidualBlock(nn.Module):
+    """Two convolution blocks; the skip is added before the second activation (BasicBlock of ResNet-D)."""
+
+    def __init__(self, inputs: int, outputs: int, kernel: Sequence[int], stride: Sequence[int]) -> None:
+        super().__init__()
+        self.first = ConvolutionBlock(inputs, outputs, kernel, stride)
+        self.second = ConvolutionBlock(outputs, outputs, kernel, (1,) * len(kernel))
+        self.skip: nn.Module | None = None
+        if inputs != outputs:
+            self.skip = Projection(inputs, outputs, stride)
+        elif math.prod(stride) > 1:
+            self.skip = POOLING[len(kernel)](tuple(stride), tuple(stride))  # type: ignore[arg-type]
+
+    def forward(self, x: Tensor) -> Tensor:
+        result: Tensor = self.second(self.first(x), x if self.skip is None else self.skip(x))
+        return result
+
+
+BLOCKS: dict[ArchitectureName, type[ConvolutionBlock] | type[ResidualBlock]] = {
+    "plain": ConvolutionBlock,
+    "resenc": ResidualBlock,
+}
+
+
+class Stage(nn.Sequential):
+    """`count` blocks of one resolution, the first strided."""
+
+    def __init__(
+        self, architecture: ArchitectureName, channels: tuple[int, int], kernel: Sequence[int],
+        stride: Sequence[int], count: int,
+    ) -> None:  # fmt: skip
+        inputs, outputs = channels
+        block, ones = BLOCKS[architecture], (1,) * len(kernel)
+        later = [block(outputs, outputs, kernel, ones) for _ in range(count - 1)]
+        super().__init__(block(inputs, outputs, kernel, stride), *later)
+
+
+class Encoder(nn.Module):
+    """Stages from fine to coarse; `resenc` begins with a stem of one convolution block."""
+
+    def __init__(self, architecture: ArchitectureName, topology: Topology, input_channels: int) -> None:
+        super().__init__()
+        inputs = input_channels
+        self.stem: nn.Module | None = None
+        if architecture == "resenc":
+            kernel, inputs = topology.kernel_sizes[0], topology.features[0]
+            self.stem = ConvolutionBlock(input_channels, inputs, kernel, (1,) * len(kernel))
+        self.stages = nn.ModuleList()
+        for outputs, kernel, stride, count in zip(
+            topology.features, topology.kernel_sizes, topology.strides, topology.encoder_blocks, strict=True
+        ):
+            self.stages.append(Stage(architecture, (inputs, outputs), kernel, stride, count))
+            inputs = outputs
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        """The output of every stage, finest first."""
+        if self.stem is not None:
+            x = self.stem(x)
+        outputs = []
+        for stage in self.stages:
+            x = stage(x)
+            outputs.append(x)
+        return outputs
+
+
+class DecoderLevel(nn.Module):
+    """Transposed convolution, concatenation with the encoder's output, convolution blocks; a head for logits."""
+
+    def __init__(self, topology: Topology, level: int, count: int, output_channels: int) -> None:
+        super().__init__()
+        below, outputs = topology.features[level + 1], topology.features[level]
+        kernel, stride = topology.kernel_sizes[level], tuple(topology.strides[level + 1])
+        ones = (1,) * len(kernel)
+        self.upsampling = TRANSPOSED[len(kernel)](below, outputs, stride, stride)  # type: ignore[arg-type]
+        self.blocks = Stage("plain", (2 * outputs, outputs), kernel, ones, count)
+        self.head = convolution(outputs, output_channels, ones, ones)
+
+    def forward(self, x: Tensor, skip: Tensor) -> Tensor:
+        result: Tensor = self.blocks(torch.cat((self.upsampling(x), skip), dim=1))
+        return result
+
+
+class UNet(nn.Module):
+    """Logits (batch, class, *patch) of images (batch, channel, *patch).
+
+    Every axis of the patch must be a multiple of the product of the strides along it.
+    """
+
+    def __init__(
+        self, architecture: ArchitectureName, topology: Topology, input_channels: int, output_channels: int
+    ) -> None:
+        super().__init__()
+        self.encoder = Encoder(architecture, topology, input_channels)
+        coarsest = len(topology.features) - 2
+        self.decoder = nn.ModuleList(
+            DecoderLevel(topology, coarsest - depth, count, output_channels)
+            for depth, count in enumerate(topology.decoder_blocks)
+        )
+        # The loss gives the coarsest level no weight (nnU-Net), so its logits are never computed; the head
+        # exists because the peer's weights have one.
+        self.supervised_levels = max(1, len(topology.decoder_blocks) - 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits at the resolution of the input."""
+        return self._logits(x, 1)[0]
+
+    def forward_all(self, x: Tensor) -> list[Tensor]:
+        """Logits of every level that the loss weighs, finest first."""
+        return self._logits(x, self.supervised_levels)
+
+    def _logits(self, x: Tensor, levels: int) -> list[Tensor]:
+        *skips, x = self.encoder(x)
+        logits: list[Tensor] = []
+        for remaining, level in zip(range(len(self.decoder), 0, -1), self.decoder, strict=True):
+            x = level(x, skips.pop())
+            if remaining <= levels:
+                logits.insert(0, level.head(x))
+        return logits
+
+
+def initialize(network: nn.Module) -> None:
+    """He's normal initialization for leaky ReLU; the last normalization of a residual block starts at zero.
+
+    Draws from torch's global generator: seed it first.
+    """
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d | nn.Conv3d | nn.ConvTranspose2d | nn.ConvTranspose3d):
+            nn.init.kaiming_normal_(module.weight, a=SLOPE)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+        if isinstance(module, ResidualBlock):
+            nn.init.zeros_(module.second.norm.weight)

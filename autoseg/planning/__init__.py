@@ -1,0 +1,1 @@
+"""From a dataset to a plan: facts are measured, then decided upon by pure functions. No torch."""

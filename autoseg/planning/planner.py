@@ -1,0 +1,248 @@
+"""The plan of a dataset: which configurations there are and, for each, grid, patch, batch and network.
+
+Pure functions of the fingerprint, following nnU-Net v2's planners (`ExperimentPlanner` for `plain`,
+`ResEncUNetPlanner` and its M/L/XL presets for `resenc`); what is done differently without `nnunet_parity`
+is said in the plan's reasons.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from autoseg.errors import UserError, all_of
+from autoseg.planning.configurations import (
+    LOWRES_DICE_REASON,
+    Draft,
+    Drafts,
+    draft_configurations,
+    lowres_grid,
+    plan_network,
+)
+from autoseg.planning.memory import find_reference
+from autoseg.planning.normalization import choose_normalization
+from autoseg.planning.patch import Budget, readable_mm
+from autoseg.planning.sides import find_sided_pairs
+from autoseg.planning.spacing import Target, find_target
+from autoseg.schema import (
+    ArchitectureName,
+    ConfigurationName,
+    ConfigurationPlan,
+    Fingerprint,
+    NetworkPlan,
+    Plan,
+    StoreRecord,
+)
+
+ArchitectureChoice = Literal["auto", "resenc", "plain"]
+PresetSize = Literal["M", "L", "XL"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlanSettings:
+    """Choices of a person.
+
+    Attributes
+    ----------
+    memory_gib : memory of the device in GiB; None means 8, or what the preset size is for (M 8, L 24, XL 40).
+    architecture : "auto" means `resenc`.
+    configurations : plan only these; None means all that the dataset can have.
+    preset_size : nnU-Net's residual encoder presets.
+    nnunet_parity : keep nnU-Net's numbers where we would change them.
+    """
+
+    memory_gib: float | None = None
+    architecture: ArchitectureChoice = "auto"
+    configurations: tuple[str, ...] | None = None
+    preset_size: PresetSize | None = None
+    nnunet_parity: bool = False
+
+
+def decide_plan(fingerprint: Fingerprint, settings: PlanSettings) -> Plan:
+    """Plan a dataset.
+
+    Raises
+    ------
+    UserError : a configuration that the dataset cannot have, memory that no network fits into, images that
+        are too small for any network, or a preset size that the architecture does not have.
+    """
+    architecture = chosen_architecture(settings)
+    target = find_target(fingerprint)
+    budget = _budget(fingerprint, architecture, settings)
+    normalization, normalization_reason = choose_normalization(fingerprint)
+    with_3d = _asks_for_3d(settings.configurations)
+    drafts = draft_configurations(target, len(fingerprint.cases), budget, with_3d)
+    sided = find_sided_pairs(name for name, value in fingerprint.labels.items() if value != 0)
+    return Plan(
+        dataset=fingerprint.dataset,
+        name=fingerprint.name,
+        is_2d=fingerprint.is_2d,
+        file_ending=fingerprint.file_ending,
+        channel_names=fingerprint.channel_names,
+        labels=fingerprint.labels,
+        axes=target.axes,
+        left_right_axes=_left_right_axes(fingerprint),
+        sided_labels=sided,
+        memory_target_gib=budget.memory_gib,
+        nnunet_parity=settings.nnunet_parity,
+        reasons=(
+            *target.reasons,
+            normalization_reason,
+            *_absence_reasons(drafts),
+            *_side_reasons(fingerprint, sided),
+        ),
+        configurations={
+            name: ConfigurationPlan(
+                spacing=draft.spacing,
+                median_shape=draft.median_shape,
+                normalization=normalization,
+                architecture=architecture,
+                networks={architecture: draft.network},
+                next_stage=draft.next_stage,
+            )
+            for name, draft in _asked_for(drafts, settings.configurations).items()
+        },
+    )
+
+
+def add_architecture(plan: Plan, fingerprint: Fingerprint, settings: PlanSettings) -> Plan:
+    """The plan with `networks.<architecture>` added or renewed in every configuration and made the default.
+
+    Spacing and normalization stay those of the plan, because the preprocessed data are shared. Where this
+    architecture alone would have got another `3d_lowres` spacing, its network is planned at the plan's and
+    says so.
+
+    Raises
+    ------
+    UserError : as `decide_plan`; also when the settings name a configuration that the plan does not hold.
+    """
+    absent = [name for name in settings.configurations or () if name not in plan.configurations]
+    if absent:
+        raise UserError(
+            f"the plan does not hold the configuration {', '.join(absent)}; it holds "
+            f"{', '.join(plan.configurations)}.\nLeave --configurations out, or plan into another --run "
+            "folder."
+        )
+    architecture = chosen_architecture(settings)
+    budget = _budget(fingerprint, architecture, settings)
+    target = find_target(fingerprint)
+    with_3d = _asks_for_3d(tuple(plan.configurations))
+    drafts = draft_configurations(target, len(fingerprint.cases), budget, with_3d)
+    configurations = {}
+    for name, configuration in plan.configurations.items():
+        draft = drafts.possible.get(name)
+        if draft is not None and draft.spacing == configuration.spacing:
+            network = draft.network
+        elif name == "3d_lowres":
+            network = _network_at_lowres(configuration, draft, target, len(fingerprint.cases), budget)
+        else:
+            raise UserError(f"the plan was not made from this fingerprint: {name} has another spacing.\n"
+                            "Plan again into an empty --run folder.")
+        networks = {**configuration.networks, architecture: network}
+        changes = {"networks": networks, "architecture": architecture}
+        configurations[name] = configuration.model_copy(update=changes)
+    return plan.model_copy(update={
+        "configurations": configurations,
+        "memory_target_gib": budget.memory_gib,
+        "nnunet_parity": settings.nnunet_parity,
+    })
+
+
+def store_record(plan: Plan, configuration: str) -> StoreRecord:
+    """What shapes the preprocessed data of a configuration; a `2d` store keeps each case's slice spacing.
+
+    Raises
+    ------
+    UserError : the plan does not hold the configuration.
+    """
+    planned = {str(name): entry for name, entry in plan.configurations.items()}.get(configuration)
+    if planned is None:
+        raise UserError(
+            f"the plan does not hold the configuration {configuration!r}; it holds "
+            f"{', '.join(plan.configurations)}.\nChoose one of these with --configuration."
+        )
+    in_plane = planned.spacing[-2:]
+    along_first = planned.spacing[0] if len(planned.spacing) == 3 else None
+    return StoreRecord(
+        axes=plan.axes,
+        spacing=(along_first, in_plane[0], in_plane[1]),
+        normalization=planned.normalization,
+        labels=plan.labels,
+    )
+
+
+def chosen_architecture(settings: PlanSettings) -> ArchitectureName:
+    """The architecture that the settings mean."""
+    return "resenc" if settings.architecture == "auto" else settings.architecture
+
+
+def _budget(fingerprint: Fingerprint, architecture: ArchitectureName, settings: PlanSettings) -> Budget:
+    reference = find_reference(architecture, settings.preset_size)
+    memory_gib = reference.memory_gib if settings.memory_gib is None else float(settings.memory_gib)
+    if not 0 < memory_gib < float("inf"):
+        raise UserError(f"--memory-gib {memory_gib:g}: a positive number of GiB was expected.\n"
+                        "Give the memory of the device that will train, for example 8.")
+    return Budget(architecture, reference, memory_gib, len(fingerprint.labels), settings.nnunet_parity)
+
+
+def _asks_for_3d(configurations: Sequence[str] | None) -> bool:
+    return configurations is None or any(name != "2d" for name in configurations)
+
+
+def _asked_for(drafts: Drafts, asked: tuple[str, ...] | None) -> dict[ConfigurationName, Draft]:
+    """The drafts that were asked for; UserError naming every one that cannot be had, and why."""
+    why_not: dict[str, str] = {str(name): reason for name, reason in drafts.impossible.items()}
+    for name in asked or ():
+        if name not in get_args(ConfigurationName):
+            why_not[name] = "there is no configuration of this name."
+    problems = [f"{name}: {why_not[name]}" for name in asked or () if name in why_not]
+    if problems:
+        possible = ", ".join(drafts.possible) or "none"
+        raise all_of(problems, "--configurations: not all of them can be planned for this dataset.",
+                     f"Of those looked at, this dataset can have: {possible}.")
+    if not drafts.possible or asked == ():
+        raise all_of([f"{name}: {reason}" for name, reason in why_not.items()],
+                     "No configuration can be planned for this dataset.",
+                     "Provide images with a larger field of view or smaller voxels.")
+    return {name: draft for name, draft in drafts.possible.items() if asked is None or name in asked}
+
+
+def _network_at_lowres(
+    configuration: ConfigurationPlan, draft: Draft | None, target: Target, case_count: int, budget: Budget
+) -> NetworkPlan:
+    """The network of `budget` at the plan's `3d_lowres` grid, where it would not choose that grid itself."""
+    own = "would have no 3d_lowres" if draft is None else f"would have chosen {readable_mm(draft.spacing)} mm"
+    reason = (f"The spacing is the plan's, {readable_mm(configuration.spacing)} mm, because the preprocessed "
+              f"data are shared; {budget.architecture} with {budget.memory_gib:g} GiB alone {own}.")
+    grid = lowres_grid(target, configuration.spacing)
+    voxels, reasons = grid.voxels * case_count, (reason, LOWRES_DICE_REASON)
+    return plan_network((grid.spacing, grid.median_shape), voxels, budget, False, reasons)
+
+
+def _absence_reasons(drafts: Drafts) -> tuple[str, ...]:
+    """One sentence per reason, naming every configuration that it rules out."""
+    names: dict[str, list[str]] = {}
+    for name, sentence in drafts.impossible.items():
+        names.setdefault(sentence, []).append(name)
+    return tuple(f"No {' and no '.join(absent)}: {sentence}" for sentence, absent in names.items())
+
+
+def _left_right_axes(fingerprint: Fingerprint) -> tuple[int, ...]:
+    """Array axes that are left-right in at least one case."""
+    axes = {case.left_right_axis for case in fingerprint.cases}
+    return tuple(sorted(axis for axis in axes if axis is not None))
+
+
+def _side_reasons(fingerprint: Fingerprint, sided: Sequence[tuple[str, str]]) -> tuple[str, ...]:
+    """What the labels' sides mean for mirroring."""
+    if not sided:
+        return ()
+    pairs = "; ".join(f"{left} / {right}" for left, right in sided)
+    axes = _left_right_axes(fingerprint)
+    if not axes:
+        return (f"Labels that differ only in side: {pairs}. The images carry no orientation, so it is not "
+                "known which axis is left-right.",)
+    names = " and ".join("zyx"[axis] for axis in axes)
+    found = [case.left_right_axis for case in fingerprint.cases]
+    counts = ", ".join(f"{'zyx'[axis]} in {found.count(axis)} cases" for axis in axes)
+    return (f"Labels that differ only in side: {pairs}. Mirroring along left-right would swap them; that is "
+            f"array axis {names} ({counts}).",)

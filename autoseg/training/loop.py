@@ -1,0 +1,211 @@
+"""The training loop: steps, epochs, validation patches, schedule, stopping; it knows neither files nor commands."""
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from autoseg.errors import UserError
+from autoseg.networks.unet import UNet
+from autoseg.progress import ProgressBar, progress
+from autoseg.training.journal import EpochMetrics
+from autoseg.training.losses import deep_supervision_loss, dice_counts
+from autoseg.training.optimization import clip_gradients, polynomial_rate
+from autoseg.training.settings import TrainSettings
+from autoseg.training.streaming import PatchSource
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+@dataclass(frozen=True)
+class TrainingJob:
+    """The parts of a training, built by the caller.
+
+    `foreground_names`: label names 1 … K. `precision`: of the forward pass (autocast); losses are float32.
+    `scaler` scales losses for float16 and does nothing otherwise.
+    """
+
+    network: UNet
+    optimizer: torch.optim.Optimizer
+    scaler: torch.amp.GradScaler
+    training: PatchSource
+    validation: PatchSource | None
+    settings: TrainSettings
+    batch_dice: bool
+    foreground_names: tuple[str, ...]
+    device: torch.device
+    precision: str
+
+
+@dataclass
+class LoopState:
+    """Where a training stands; with weights and optimizer it is all that resuming needs.
+
+    `seconds`: training time so far over all sessions. `losses`: of this epoch's steps, oldest first.
+    `wait_seconds`, `epoch_seconds`: of this epoch, for the share of time spent waiting for batches.
+    """
+
+    step: int = 0
+    seconds: float = 0.0
+    wait_seconds: float = 0.0
+    epoch_seconds: float = 0.0
+    losses: list[float] = field(default_factory=list)
+
+
+def schedule_progress(step: int, seconds: float, settings: TrainSettings) -> float:
+    """How far the schedule is, 0 to 1, for the learning rate of this step.
+
+    Without a time limit the rate changes with every epoch, as in nnU-Net (epoch / epochs). With one, the limit
+    that is nearer counts: max(step / all steps, seconds / limit), so that the rate reaches its end when either does.
+    """
+    if settings.max_minutes is None:
+        return (step // settings.steps_per_epoch) / settings.epochs
+    return min(1.0, max(step / (settings.epochs * settings.steps_per_epoch), seconds / (60 * settings.max_minutes)))
+
+
+def is_finished(step: int, seconds: float, settings: TrainSettings) -> bool:
+    """All epochs are done, or the time is up."""
+    time_is_up = settings.max_minutes is not None and seconds >= 60 * settings.max_minutes
+    return step >= settings.epochs * settings.steps_per_epoch or time_is_up
+
+
+def run_training(
+    job: TrainingJob,
+    state: LoopState,
+    on_epoch: Callable[[EpochMetrics], None],
+    save: Callable[[LoopState], None],
+    stop: Callable[[int], bool],
+) -> bool:
+    """Train from `state` (changed in place) to the schedule's end; True when the end was reached.
+
+    Parameters
+    ----------
+    on_epoch : called with every finished epoch's metrics.
+    save : writes a resumable state; called at ends of epochs, every `checkpoint_minutes`, and before an early return.
+    stop : asked after every step with the number of steps done; True ends the training early (False is returned).
+    """
+    settings = job.settings
+    start = time.perf_counter() - state.seconds
+    remaining = None if settings.max_minutes is None else 60 * settings.max_minutes - state.seconds
+    total = settings.epochs * settings.steps_per_epoch
+    saved_at = state.seconds
+    pending: list[Tensor] = []
+    with progress("train", total - state.step, "steps", remaining) as bar:
+        while not is_finished(state.step, state.seconds, settings):
+            _advance(job, state, pending)
+            if state.step % settings.steps_per_epoch == 0:
+                _settle(state, pending)
+                on_epoch(_finish_epoch(job, state, start))
+            state.seconds = time.perf_counter() - start
+            stopped = stop(state.step)
+            due = state.seconds - saved_at >= 60 * settings.checkpoint_minutes
+            if stopped or (due and state.step % settings.steps_per_epoch == 0):
+                _settle(state, pending)
+                save(state)
+                saved_at = state.seconds
+            if stopped:
+                return False
+            _show(bar, state, pending)
+    _settle(state, pending)
+    if state.losses:
+        on_epoch(_finish_epoch(job, state, start))
+    return True
+
+
+def train_step(job: TrainingJob, image: Tensor, labels: Tensor, rate: float) -> Tensor:
+    """One optimizer update; returns the detached loss.
+
+    image : (batch, channel, *patch) float32; labels : (batch, *patch) integers. `rate` is the learning rate.
+    """
+    for group in job.optimizer.param_groups:
+        group["lr"] = rate
+    job.optimizer.zero_grad(set_to_none=True)
+    with torch.autocast(job.device.type, DTYPES[job.precision], enabled=job.precision != "float32"):
+        logits = job.network.forward_all(image)
+    loss = deep_supervision_loss(logits, labels, job.batch_dice)
+    job.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+    job.scaler.unscale_(job.optimizer)
+    clip_gradients(job.network, job.settings.gradient_clip)
+    job.scaler.step(job.optimizer)
+    job.scaler.update()
+    return loss.detach()
+
+
+def _advance(job: TrainingJob, state: LoopState, pending: list[Tensor]) -> None:
+    settings = job.settings
+    begin = time.perf_counter()
+    batch = job.training.batch(state.step)
+    waited = time.perf_counter() - begin
+    rate = polynomial_rate(
+        settings.learning_rate, schedule_progress(state.step, state.seconds, settings), settings.rate_power
+    )
+    pending.append(train_step(job, batch.image, batch.labels, rate))
+    state.step += 1
+    state.wait_seconds += waited
+    state.epoch_seconds += time.perf_counter() - begin
+
+
+def _settle(state: LoopState, pending: list[Tensor]) -> None:
+    """Fetch losses from the device; a loss that is not a number ends the training."""
+    state.losses.extend(float(loss) for loss in pending)
+    pending.clear()
+    if state.losses and not math.isfinite(state.losses[-1]):
+        raise UserError(
+            f"The loss is {state.losses[-1]} at step {state.step}: training has diverged.\n"
+            "Lower the learning rate in a preset file (--preset FILE), or train in float32 (precision = \"float32\")."
+        )
+
+
+def _show(bar: ProgressBar, state: LoopState, pending: list[Tensor]) -> None:
+    # Fetching the loss waits for the device: do it now and then only.
+    if len(pending) >= 10:
+        _settle(state, pending)
+    recent = state.losses[-10:]
+    bar.advance(note=f"loss {sum(recent) / len(recent):.3f}" if recent else "")
+
+
+def _finish_epoch(job: TrainingJob, state: LoopState, start: float) -> EpochMetrics:
+    settings = job.settings
+    epoch = (state.step - 1) // settings.steps_per_epoch
+    validation_loss, dice = validate(job, epoch)
+    state.seconds = time.perf_counter() - start
+    known = [value for value in dice.values() if value is not None]
+    metrics = EpochMetrics(
+        epoch=epoch, step=state.step, seconds=round(state.seconds, 2), loss=sum(state.losses) / len(state.losses),
+        validation_loss=validation_loss, pseudo_dice=dice,
+        mean_pseudo_dice=sum(known) / len(known) if known else None,
+        learning_rate=job.optimizer.param_groups[0]["lr"],
+        steps_per_second=len(state.losses) / max(state.epoch_seconds, 1e-9),
+        data_wait=state.wait_seconds / max(state.epoch_seconds, 1e-9),
+    )
+    state.losses, state.wait_seconds, state.epoch_seconds = [], 0.0, 0.0
+    return metrics
+
+
+@torch.no_grad()
+def validate(job: TrainingJob, epoch: int) -> tuple[float | None, dict[str, float | None]]:
+    """Loss and pseudo-Dice per label over `validation_steps` batches of random validation patches."""
+    steps = job.settings.validation_steps
+    if job.validation is None or steps == 0:
+        return None, dict.fromkeys(job.foreground_names)
+    job.network.eval()
+    losses, counts = [], torch.zeros(len(job.foreground_names), 3, dtype=torch.float64)
+    for step in range(epoch * steps, (epoch + 1) * steps):
+        batch = job.validation.batch(step)
+        with torch.autocast(job.device.type, DTYPES[job.precision], enabled=job.precision != "float32"):
+            logits = job.network.forward_all(batch.image)
+        losses.append(deep_supervision_loss(logits, batch.labels, job.batch_dice))
+        counts += dice_counts(logits[0], batch.labels).double().cpu()
+    job.network.train()
+    return float(torch.stack(losses).mean()), _dice_of(counts, job.foreground_names)
+
+
+def _dice_of(counts: Tensor, names: tuple[str, ...]) -> dict[str, float | None]:
+    dice = {}
+    for name, (both, false_positive, false_negative) in zip(names, counts.tolist(), strict=True):
+        total = 2 * both + false_positive + false_negative
+        dice[name] = 2 * both / total if total > 0 else None
+    return dice

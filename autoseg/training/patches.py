@@ -1,0 +1,138 @@
+"""From a store to the raw voxels of one training step: the regions that the draws need, nothing more.
+
+Runs in worker processes: numpy and blosc2 only, no torch.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float, Integer
+
+from autoseg.data.store import CaseArrays
+from autoseg.training import draws, placement
+from autoseg.training.draws import DrawSettings, SampleDraw
+
+Position = tuple[int, int, int]
+
+
+@dataclass(frozen=True)
+class RawSample:
+    """One sample before augmentation.
+
+    Attributes
+    ----------
+    image, labels : the patch itself (zero outside the stored image), or, when the draw turns or scales it, the
+        part of the stored image that the turned patch covers.
+    origin : stored coordinates (z, y, x) of the region's first voxel.
+    """
+
+    draw: SampleDraw
+    case_id: str
+    image: Float[np.ndarray, "channel z y x"]
+    labels: Integer[np.ndarray, "z y x"]
+    origin: Position
+
+
+@dataclass(frozen=True)
+class StepReader:
+    """Reads the samples of any step: the same numbers in whichever process and order it is asked.
+
+    Attributes
+    ----------
+    open_case : the arrays of the case at a position, in memory or memory-mapped.
+    """
+
+    open_case: Callable[[int], CaseArrays]
+    case_count: int
+    channels: int
+    patch_shape: tuple[int, ...]
+    batch_size: int
+    settings: DrawSettings
+
+    def read(self, step: int) -> tuple[RawSample, ...]:
+        """All samples of a step, in order."""
+        return tuple(self._read_sample(step, sample) for sample in range(self.batch_size))
+
+    def _read_sample(self, step: int, sample: int) -> RawSample:
+        rng = draws.sample_generator(self.settings, step, sample)
+        position = int(rng.integers(self.case_count))
+        case = self.open_case(position)
+        draw = draw_sample(rng, self, sample, position, case)
+        start, stop = region_box(draw, self.patch_shape, case.info.shape)
+        image, labels = read_region(case, start, stop)
+        return RawSample(draw=draw, case_id=case.info.id, image=image, labels=labels, origin=start)
+
+
+def draw_sample(
+    rng: np.random.Generator, reader: StepReader, sample: int, position: int, case: CaseArrays
+) -> SampleDraw:
+    """The whole draw of a sample of a case: first the place, so that it does not depend on `augment`."""
+    settings, patch_shape = reader.settings, reader.patch_shape
+    voxel = None
+    if draws.is_forced_foreground(sample, reader.batch_size, settings.foreground_fraction):
+        voxel = placement.draw_voxel(rng, case.foreground, case.info.foreground_offsets)
+    patch = placement.as_3d(patch_shape)
+    # nnU-Net's validation loader places the patch itself, as nothing is turned there.
+    placed = patch if settings.is_validation else placement.enlarged_shape(patch_shape)
+    start = placement.draw_start(rng, case.info.shape, patch, placed, voxel)
+    if not settings.augment:
+        return SampleDraw(case=position, start=start)
+    return SampleDraw(
+        case=position,
+        start=start,
+        matrix=draws.draw_matrix(rng, patch_shape),
+        intensity=draws.draw_intensity(rng, reader.channels, patch_shape),
+        mirror=draws.draw_mirror(rng, settings.mirror_axes),
+    )
+
+
+def patch_center(draw: SampleDraw, patch_shape: Sequence[int]) -> tuple[float, float, float]:
+    """Stored coordinates (z, y, x) of the middle of a patch; voxel centers have whole coordinates."""
+    z, y, x = (first + (length - 1) / 2 for first, length in zip(draw.start, placement.as_3d(patch_shape), strict=True))
+    return z, y, x
+
+
+def region_box(draw: SampleDraw, patch_shape: Sequence[int], shape: Sequence[int]) -> tuple[Position, Position]:
+    """Start and stop (z, y, x) of what must be read for a draw.
+
+    An unturned patch: exactly the patch. Otherwise, along the turned axes, the bounding box of the turned patch with
+    the neighbors that linear interpolation needs, within the image (at least one voxel).
+    """
+    patch = placement.as_3d(patch_shape)
+    start, stop = list(draw.start), [first + length for first, length in zip(draw.start, patch, strict=True)]
+    if draw.matrix is not None:
+        center = patch_center(draw, patch_shape)
+        turned = range(3 - len(draw.matrix), 3)
+        for axis, row in zip(turned, draw.matrix, strict=True):
+            reach = sum(abs(value) * (patch[other] - 1) / 2 for value, other in zip(row, turned, strict=True))
+            # Voxel coordinates are computed in float32 later on: a thousandth covers their rounding.
+            low, high = math.floor(center[axis] - reach - 1e-3), math.floor(center[axis] + reach + 1e-3) + 2
+            start[axis] = min(max(low, 0), shape[axis] - 1)
+            stop[axis] = max(min(high, shape[axis]), start[axis] + 1)
+    (z0, y0, x0), (z1, y1, x1) = start, stop
+    return (z0, y0, x0), (z1, y1, x1)
+
+
+def read_region(
+    case: CaseArrays, start: Position, stop: Position
+) -> tuple[Float[np.ndarray, "channel z y x"], Integer[np.ndarray, "z y x"]]:
+    """Image and labels of a box of a case; zero (and background) outside the stored image."""
+    inside = tuple(
+        slice(max(first, 0), max(min(last, extent), 0))
+        for first, last, extent in zip(start, stop, case.info.shape, strict=True)
+    )
+    image, labels = case.image[(slice(None), *inside)], case.labels[inside]
+    extents = tuple(last - first for first, last in zip(start, stop, strict=True))
+    if labels.shape == extents:
+        return image, labels
+    target = tuple(
+        slice(part.start - first, part.start - first + length)
+        for part, first, length in zip(inside, start, labels.shape, strict=True)
+    )
+    padded_image = np.zeros((image.shape[0], *extents), image.dtype)
+    padded_labels = np.zeros(extents, labels.dtype)
+    padded_image[(slice(None), *target)] = image
+    padded_labels[target] = labels
+    return padded_image, padded_labels

@@ -1,0 +1,112 @@
+"""What a device does best, measured: the precision of the forward pass and the memory format of the weights."""
+
+import time
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import nn
+
+from autoseg.networks.memory import keep_freed_memory
+from autoseg.networks.unet import ConvolutionBlock, UNet
+
+Precision = Literal["float32", "bfloat16", "float16"]
+
+# The probe stops repeating after this long per precision; the first run of each also pays for building kernels.
+SECONDS_PER_PRECISION = 0.8
+# Voxels of the probe's patch: enough for the cost of convolutions to dominate, few enough for a slow CPU.
+PROBE_VOXELS = 32**3
+
+
+@dataclass(frozen=True)
+class ProbedPrecision:
+    """The precision to train in, and why.
+
+    `float32_seconds`, `bfloat16_seconds`: one convolution block, forward and backward; None where not measured.
+    float16 needs a gradient scaler; the others do not.
+    """
+
+    precision: Precision
+    reason: str
+    float32_seconds: float | None = None
+    bfloat16_seconds: float | None = None
+
+    def __str__(self) -> str:
+        return f"precision {self.precision}: {self.reason}"
+
+
+def choose_precision(network: UNet, input_shape: tuple[int, ...], device: torch.device) -> ProbedPrecision:
+    """The precision for autocast on a device.
+
+    CUDA: bfloat16 where the GPU computes in it, else float16. CPU: bfloat16 if one convolution block of the first
+    stage is faster in it (at most about two seconds of measuring). Other devices: float32.
+
+    input_shape : (batch, channel, *patch) of training. The caller may force a precision by not asking.
+    """
+    if device.type == "cuda":
+        # `is_bf16_supported` also counts emulation unless told not to.
+        if torch.cuda.is_bf16_supported(including_emulation=False):
+            return ProbedPrecision("bfloat16", "the GPU computes in it")
+        return ProbedPrecision("float16", "the GPU does not compute in bfloat16; losses are scaled")
+    if device.type != "cpu":
+        return ProbedPrecision("float32", f"no other precision is tried on {device.type}")
+    block, shape = _probe_block(network), _probe_shape(network, input_shape)
+    single = _seconds(block, shape, bfloat16=False)
+    half = _seconds(block, shape, bfloat16=True)
+    precision: Precision = "bfloat16" if half < single else "float32"
+    reason = f"one block takes {1e3 * single:.1f} ms in float32, {1e3 * half:.1f} ms in bfloat16"
+    return ProbedPrecision(precision, reason, single, half)
+
+
+def to_device_layout(network: UNet, device: torch.device) -> UNet:
+    """The network on a device, in the memory format in which training is fastest there.
+
+    CPU: channels last, and freed memory is kept for reuse (see `keep_freed_memory`). CUDA: as it is.
+    """
+    if device.type == "cpu":
+        keep_freed_memory()
+        return network.to(device, memory_format=_channels_last(network))  # type: ignore[call-overload,no-any-return]
+    return network.to(device)
+
+
+def _channels_last(network: nn.Module) -> torch.memory_format:
+    is_3d = any(isinstance(module, nn.Conv3d) for module in network.modules())
+    return torch.channels_last_3d if is_3d else torch.channels_last
+
+
+def _probe_block(network: UNet) -> ConvolutionBlock:
+    """A block as in the first stage, with weights of its own: probing leaves the network's gradients alone."""
+    first = next(module for module in network.modules() if isinstance(module, ConvolutionBlock))
+    features, kernel = first.convolution.out_channels, first.convolution.kernel_size
+    # Its own generator: the draws of the caller's seed must not depend on whether it was probed.
+    with torch.random.fork_rng(devices=[]):
+        block = ConvolutionBlock(features, features, kernel, (1,) * len(kernel))
+    return block.to(memory_format=_channels_last(block))
+
+
+def _probe_shape(network: UNet, input_shape: tuple[int, ...]) -> tuple[int, ...]:
+    """(batch, channel, *patch) of the probe: the plan's patch, with every axis halved until it is small enough."""
+    axes = list(input_shape[2:])
+    voxels = 1
+    for size in axes:
+        voxels *= size
+    while voxels > PROBE_VOXELS:
+        longest = axes.index(max(axes))
+        voxels = voxels // axes[longest] * (axes[longest] // 2)
+        axes[longest] //= 2
+    features = next(m for m in network.modules() if isinstance(m, ConvolutionBlock)).convolution.out_channels
+    return (min(2, input_shape[0]), features, *axes)
+
+
+def _seconds(block: ConvolutionBlock, shape: tuple[int, ...], bfloat16: bool) -> float:
+    """The shortest of several forward and backward passes, after one that is not counted."""
+    x = torch.zeros(shape).to(memory_format=_channels_last(block)).requires_grad_()
+    times: list[float] = []
+    begin = time.perf_counter()
+    while len(times) < 2 or (time.perf_counter() - begin < SECONDS_PER_PRECISION and len(times) < 20):
+        start = time.perf_counter()
+        with torch.autocast("cpu", torch.bfloat16, enabled=bfloat16):
+            out = block(x)
+        out.float().sum().backward()
+        times.append(time.perf_counter() - start)
+    return min(times[1:])

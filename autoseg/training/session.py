@@ -1,0 +1,189 @@
+"""One training from a plan to a model folder: builds the parts, resumes, runs the loop, writes the model."""
+
+import logging
+import sys
+from collections.abc import Callable
+from contextlib import AbstractContextManager, ExitStack
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from autoseg.data.parallel import default_workers
+from autoseg.data.store import Store
+from autoseg.errors import UserError
+from autoseg.networks.builder import build_network
+from autoseg.networks.checkpoint import load_resume, read_resume_facts, save_resume, write_model
+from autoseg.networks.unet import UNet
+from autoseg.progress import readable_seconds
+from autoseg.records import content_hash
+from autoseg.schema import ArchitectureName, CheckpointInfo, ConfigurationName, NetworkPlan, Plan
+from autoseg.training.draws import DrawSettings
+from autoseg.training.journal import Journal
+from autoseg.training.loop import LoopState, TrainingJob, run_training
+from autoseg.training.mirroring import mirror_positions
+from autoseg.training.optimization import make_optimizer
+from autoseg.training.probe import choose_precision, to_device_layout
+from autoseg.training.settings import TrainSettings
+from autoseg.training.streaming import PatchSource, default_memory_budget, open_patches
+
+ResumeFacts = dict[str, Any]
+
+logger = logging.getLogger("autoseg")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Session:
+    """What is to be trained, on what, and where it goes.
+
+    `train_ids`, `validation_ids`: cases of the store. `folder`: models/<name>/<configuration>/fold_<k>.
+    """
+
+    plan: Plan
+    configuration: ConfigurationName
+    architecture: ArchitectureName
+    name: str
+    fold: str
+    settings: TrainSettings
+    seed: int
+    store: Store
+    train_ids: tuple[str, ...]
+    validation_ids: tuple[str, ...]
+    folder: Path
+    device: torch.device
+    versions: dict[str, str]
+
+    @property
+    def network_plan(self) -> NetworkPlan:
+        """The plan's network, with the batch that this training uses."""
+        planned = self.plan.configurations[self.configuration].networks[self.architecture]
+        limit = self.settings.max_batch_size or planned.batch_size
+        return replace_record(planned, batch_size=min(planned.batch_size, limit))
+
+    @property
+    def plan_hash(self) -> str:
+        """Changes when anything of the plan that shapes this training does."""
+        network = self.plan.configurations[self.configuration].networks[self.architecture]
+        return content_hash([network.model_dump(mode="json", exclude={"reasons"}),
+                             self.store.record.model_dump(mode="json")])
+
+
+def replace_record(network: NetworkPlan, **changes: object) -> NetworkPlan:
+    """A network plan with some fields changed, checked anew."""
+    return NetworkPlan.model_validate({**network.model_dump(), **changes})
+
+
+def read_resume_settings(folder: Path) -> dict[str, object] | None:
+    """The settings that the resumable state in a model folder was trained with; None where there is none."""
+    facts = read_resume_facts(folder / "resume")
+    return None if facts is None else dict(facts["settings"])  # type: ignore[call-overload]
+
+
+def train_session(session: Session, resume: bool, stop: Callable[[int], bool]) -> CheckpointInfo | None:
+    """Train to the schedule's end and write the model; None when `stop` ended it early (its state is written).
+
+    `stop` is asked after every step with the number of steps done.
+
+    Raises
+    ------
+    UserError : resuming with a plan, labels or cases other than the state's; a diverging loss; a full disk.
+    """
+    facts = _matching_facts(session) if resume else None
+    torch.manual_seed(session.seed)
+    plan = session.plan
+    built = build_network(session.architecture, session.network_plan, len(plan.channel_names), len(plan.labels))
+    network = to_device_layout(built, session.device)
+    mirrored, why = mirror_positions(plan, session.configuration, session.settings.mirror)
+    logger.info("%s", why)
+    with ExitStack() as stack:
+        job = _job(session, network, mirrored, facts, stack)
+        state = _restore(session, job, facts) if facts else LoopState()
+        journal = Journal(session.folder, kept_epochs=state.step // session.settings.steps_per_epoch)
+        stack.callback(journal.close)
+        finished = run_training(job, state, journal.add, lambda now: _save(session, job, now), stop)
+        if not finished:
+            return None
+        _save(session, job, state)
+    info = _info(session, mirrored, job, state)
+    return write_model(session.folder, network, info)
+
+
+def _job(session: Session, network: UNet, mirrored: tuple[int, ...], facts: ResumeFacts | None,
+         stack: ExitStack) -> TrainingJob:
+    settings = session.settings
+    draws = DrawSettings(seed=session.seed, foreground_fraction=settings.foreground_fraction, mirror_axes=mirrored,
+                         augment=settings.augment)
+    checks = replace(draws, augment=False, mirror_axes=(), is_validation=True)
+    precision = str(facts["precision"]) if facts else _precision(session, network)
+    return TrainingJob(
+        network=network,
+        optimizer=make_optimizer(network, settings.learning_rate, settings.momentum, settings.weight_decay),
+        scaler=torch.amp.GradScaler(session.device.type, enabled=precision == "float16"),
+        training=stack.enter_context(_patches(session, session.train_ids, draws)),
+        validation=stack.enter_context(_patches(session, session.validation_ids, checks))
+        if session.validation_ids and settings.validation_steps else None,
+        settings=settings, batch_dice=session.network_plan.batch_dice, foreground_names=tuple(session.plan.labels)[1:],
+        device=session.device, precision=precision,
+    )
+
+
+def _patches(session: Session, ids: tuple[str, ...], draws: DrawSettings) -> AbstractContextManager[PatchSource]:
+    budgets = {"auto": default_memory_budget(), "resident": sys.maxsize, "streamed": 0}
+    return open_patches(session.store, ids, session.network_plan, draws, session.device,
+                        budgets[session.settings.caching], default_workers())
+
+
+def _precision(session: Session, network: UNet) -> str:
+    if session.settings.precision != "auto":
+        return session.settings.precision
+    plan = session.network_plan
+    probed = choose_precision(network, (plan.batch_size, len(session.plan.channel_names), *plan.patch_shape),
+                              session.device)
+    logger.info("precision: %s (%s)", probed.precision, probed.reason)
+    return probed.precision
+
+
+def _matching_facts(session: Session) -> ResumeFacts:
+    """What the resumable state was trained with; UserError where this session asks for something else."""
+    facts = read_resume_facts(session.folder / "resume")
+    if facts is None:
+        raise UserError(f"{session.folder} holds no training to continue.\nRun without --resume to start one.")
+    asked = _facts(session)
+    changed = [name for name in ("plan_hash", "cases", "seed", "batch_size") if facts[name] != asked[name]]
+    if changed:
+        what = ", ".join({"plan_hash": "the plan", "cases": "the fold's cases", "seed": "--seed",
+                          "batch_size": "the batch size"}[name] for name in changed)
+        raise UserError(f"--resume: {session.folder} was trained with another setting of {what}.\nRestore it, or start "
+                        "anew with --overwrite or under another --name.")
+    return facts
+
+
+def _facts(session: Session) -> ResumeFacts:
+    return {"plan_hash": session.plan_hash, "cases": content_hash([session.train_ids, session.validation_ids]),
+            "seed": session.seed, "batch_size": session.network_plan.batch_size, "settings": session.settings.flat()}
+
+
+def _save(session: Session, job: TrainingJob, state: LoopState) -> None:
+    facts = {**_facts(session), "precision": job.precision, "state": asdict(state)}
+    save_resume(session.folder / "resume", job.network, job.optimizer, job.scaler, facts)
+
+
+def _restore(session: Session, job: TrainingJob, facts: ResumeFacts) -> LoopState:
+    load_resume(session.folder / "resume", job.network, job.optimizer, job.scaler)
+    state = LoopState(**facts["state"])
+    logger.info("continuing after step %d (%s of training)", state.step, readable_seconds(state.seconds))
+    return state
+
+
+def _info(session: Session, mirrored: tuple[int, ...], job: TrainingJob, state: LoopState) -> CheckpointInfo:
+    plan = session.plan
+    return CheckpointInfo(
+        name=session.name, configuration=session.configuration, fold=session.fold, architecture=session.architecture,
+        network=session.network_plan, is_2d=plan.is_2d, file_ending=plan.file_ending,
+        channel_names=plan.channel_names, labels=plan.labels, store=session.store.record, mirror_axes=mirrored,
+        training={**session.settings.flat(), "seed": session.seed, "used_precision": job.precision,
+                  "device": str(session.device)},
+        steps=state.step, seconds=round(state.seconds, 2), plan_hash=session.plan_hash, weights_sha256="",
+        versions=session.versions,
+    )

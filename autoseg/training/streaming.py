@@ -1,0 +1,153 @@
+"""Sources of batches: cases resident in memory, or streamed from the disk by worker processes; the same batches."""
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from autoseg.data.store import CaseArrays, Store, load_case_arrays, open_case, stored_bytes
+from autoseg.errors import UserError
+from autoseg.schema import NetworkPlan
+from autoseg.training.batches import Batch, BatchForm, StagedStep, finish, stage
+from autoseg.training.draws import DrawSettings
+from autoseg.training.patches import RawSample, StepReader
+
+_RESIDENT_SHARE = 0.4
+
+
+class PatchSource:
+    """Batches by step number. Asking in order is fast; any order is right."""
+
+    def __init__(
+        self,
+        read: Callable[[int], Sequence[RawSample]],
+        form: BatchForm,
+        background: ThreadPoolExecutor | None,
+    ) -> None:
+        self._read, self._form, self._background = read, form, background
+        self._ahead: tuple[int, Future[StagedStep]] | None = None
+
+    def batch(self, step: int) -> Batch:
+        """The batch of a step (0, 1, …): a function of the draws' seed and the step alone."""
+        if self._background is None:
+            return finish(self._stage(step), self._form)
+        if self._ahead is None or self._ahead[0] != step:
+            self._ahead = step, self._background.submit(self._stage, step)
+        staged = self._ahead[1].result()
+        self._ahead = step + 1, self._background.submit(self._stage, step + 1)
+        return finish(staged, self._form)
+
+    def _stage(self, step: int) -> StagedStep:
+        return stage(self._read(step), self._form)
+
+
+@contextmanager
+def open_patches(
+    store: Store,
+    case_ids: Sequence[str],
+    network: NetworkPlan,
+    draws: DrawSettings,
+    device: torch.device,
+    memory_budget_bytes: int,
+    workers: int,
+) -> Iterator[PatchSource]:
+    """Batches of `network`'s patch shape and batch size from cases of a store.
+
+    When the cases take at most `memory_budget_bytes` they are kept in memory; otherwise `workers` processes read
+    patches from the disk. On CUDA a background thread prepares the next step in pinned memory.
+    Raises UserError when there are no cases, one cannot be read, or a worker is killed.
+    """
+    if not case_ids:
+        raise UserError(
+            f"{store.folder}: there are no cases to draw patches from; at least one was expected. Choose another fold."
+        )
+    resident = stored_bytes(store, case_ids) <= memory_budget_bytes
+    open_at = (
+        _Resident(tuple(load_case_arrays(store, case_id) for case_id in case_ids))
+        if resident
+        else _OnDisk(store, tuple(case_ids))
+    )
+    form = _batch_form(store, network, device)
+    reader = StepReader(
+        open_case=open_at,
+        case_count=len(case_ids),
+        channels=form.channels,
+        settings=draws,
+        patch_shape=network.patch_shape,
+        batch_size=network.batch_size,
+    )
+    with ExitStack() as stack:
+        read = reader.read if resident else _streamed(reader, workers, stack)
+        background = None
+        if device.type == "cuda":
+            background = stack.enter_context(ThreadPoolExecutor(1, "autoseg-patches"))
+        yield PatchSource(read, form, background)
+
+
+def default_memory_budget() -> int:
+    """Bytes that resident cases may take by default: two fifths of the memory that is free now."""
+    return int(_RESIDENT_SHARE * available_memory_bytes())
+
+
+def available_memory_bytes() -> int:
+    """Memory that this process may still take: what the machine has left, within the container's limit."""
+    meminfo = Path("/proc/meminfo")
+    if meminfo.is_file():
+        available = _numbers(meminfo.read_text())["MemAvailable:"] * 1024
+    else:
+        available = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
+    group = Path("/sys/fs/cgroup")
+    limit = group / "memory.max"
+    if limit.is_file() and (text := limit.read_text().strip()) != "max":
+        reclaimable = _numbers((group / "memory.stat").read_text())["inactive_file"]
+        used = int((group / "memory.current").read_text()) - reclaimable
+        available = min(available, max(int(text) - used, 0))
+    return available
+
+
+@dataclass(frozen=True)
+class _Resident:
+    """Opens cases that are in memory."""
+
+    cases: tuple[CaseArrays, ...]
+
+    def __call__(self, position: int) -> CaseArrays:
+        return self.cases[position]
+
+
+@dataclass(frozen=True)
+class _OnDisk:
+    """Opens memory-mapped cases; none stays open, so thousands of cases need no file handles."""
+
+    store: Store
+    case_ids: tuple[str, ...]
+
+    def __call__(self, position: int) -> CaseArrays:
+        return open_case(self.store, self.case_ids[position])
+
+
+def _streamed(reader: StepReader, workers: int, stack: ExitStack) -> Callable[[int], Sequence[RawSample]]:
+    # Imported here: whoever keeps cases in memory need not load batchgenerators.
+    from autoseg.training.workers import streamed_steps
+
+    return stack.enter_context(streamed_steps(reader, workers)).read
+
+
+def _batch_form(store: Store, network: NetworkPlan, device: torch.device) -> BatchForm:
+    channels = store.record.normalization
+    return BatchForm(
+        patch_shape=network.patch_shape,
+        channels=len(channels),
+        device=device,
+        label_dtype=torch.uint8 if len(store.record.labels) <= 256 else torch.int16,
+        masked_channels=tuple(position for position, channel in enumerate(channels) if channel.within_nonzero),
+    )
+
+
+def _numbers(text: str) -> dict[str, int]:
+    """Lines "name number …" as a dictionary."""
+    return {words[0]: int(words[1]) for line in text.splitlines() if len(words := line.split()) >= 2}

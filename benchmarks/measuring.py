@@ -1,0 +1,80 @@
+"""Run a command as a child process: wall seconds, processor seconds, peak memory of its whole process tree."""
+
+import json
+import os
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+
+SAMPLE_SECONDS = 0.02
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """seconds: wall clock; processor_seconds: user + system of the tree; peak_mib: largest sum of proportional
+    set sizes (PSS: shared pages counted once) over the tree, sampled every 20 ms."""
+
+    seconds: float
+    processor_seconds: float
+    peak_mib: float
+
+
+def measure_command(command: Sequence[str], environment: Mapping[str, str] | None = None) -> Measurement:
+    """Run a command to its end; RuntimeError with its last output when it fails."""
+    before = os.times()
+    start = time.perf_counter()
+    process = subprocess.Popen(command, env={**os.environ, **(environment or {})}, stdout=subprocess.PIPE,
+                               stderr=subprocess.STDOUT, text=True)
+    os.set_blocking(process.stdout.fileno(), False)
+    output, peak = [], 0.0
+    while process.poll() is None:
+        peak = max(peak, _tree_pss_mib(process.pid))
+        output.append(process.stdout.read() or "")
+        time.sleep(SAMPLE_SECONDS)
+    seconds = time.perf_counter() - start
+    after = os.times()
+    if process.returncode:
+        raise RuntimeError(f"{' '.join(command)} ended with {process.returncode}:\n{''.join(output)[-3000:]}")
+    used = (after.children_user - before.children_user) + (after.children_system - before.children_system)
+    return Measurement(round(seconds, 3), round(used, 3), round(peak, 1))
+
+
+def _tree_pss_mib(root: int) -> float:
+    total, waiting = 0.0, [root]
+    while waiting:
+        pid = waiting.pop()
+        try:
+            for task in Path(f"/proc/{pid}/task").iterdir():
+                waiting.extend(int(child) for child in (task / "children").read_text().split())
+            for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
+                if line.startswith("Pss:"):
+                    total += int(line.split()[1]) / 1024
+        except (OSError, ValueError):
+            continue
+    return total
+
+
+def machine() -> dict[str, object]:
+    """What the figures were measured on, and with what."""
+    model = next((line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines()
+                  if line.startswith("model name")), platform.processor())
+    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
+    packages = ("autoseg", "nnunetv2", "torch", "numpy", "scipy")
+    return {"processor": model, "cores": len(os.sched_getaffinity(0)), "platform": platform.platform(),
+            "python": platform.python_version(), "versions": {name: version(name) for name in packages},
+            "commit": commit.stdout.strip(), "date": datetime.now(UTC).date().isoformat()}
+
+
+def write_results(name: str, results: Mapping[str, object]) -> Path:
+    """benchmarks/results/<name>.json, with the machine beside the figures."""
+    path = Path(__file__).parent / "results" / f"{name}.json"
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(json.dumps({"machine": machine(), **results}, indent=1) + "\n")
+    sys.stdout.write(f"{path} written\n")
+    return path

@@ -1,0 +1,70 @@
+"""The shells of both commands: fast help without torch, exit statuses, and a wheel that carries its presets."""
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def run(*arguments, **options):
+    return subprocess.run([sys.executable, *arguments], capture_output=True, text=True, check=False, **options)
+
+
+def test_help_needs_no_torch_and_little_time():
+    code = ("import sys; sys.argv = ['autoseg', '--help']\n"
+            "from autoseg.__main__ import main\n"
+            "try:\n    main()\nexcept SystemExit as end:\n    assert not end.code, end.code\n"
+            "heavy = {'torch', 'monai', 'SimpleITK', 'matplotlib', 'transformers', 'open_clip', 'nibabel', 'scipy'}\n"
+            "assert not heavy & set(sys.modules), heavy & set(sys.modules)")
+    start = time.perf_counter()
+    done = run("-c", code)
+    seconds = time.perf_counter() - start
+    assert done.returncode == 0, done.stderr
+    assert all(command in done.stdout for command in ("plan", "train", "predict", "evaluate", "demo"))
+    assert seconds < 3, "help takes 0.2 s on an idle machine"
+
+
+@pytest.mark.parametrize("command", ["plan", "train", "predict", "evaluate", "demo"])
+def test_every_command_explains_itself(command):
+    done = run("-m", "autoseg", command, "--help")
+    assert done.returncode == 0, done.stderr
+    assert "--json" in done.stdout
+
+
+@pytest.mark.parametrize("arguments", [
+    ("train", "--text-guided"), ("find-best",), ("plan",), ("train", "--fold"), ("predict", "--speed", "fast"),
+])
+def test_what_does_not_exist_yet_is_refused_with_status_2(arguments, tmp_path):
+    done = run("-m", "autoseg", *arguments, cwd=tmp_path)
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr and list(tmp_path.iterdir()) == []
+
+
+def test_vlm_has_a_shell():
+    assert "autoseg" in run("-m", "vlm.cli", "--help").stdout
+    assert run("-m", "vlm.cli", "train").returncode == 2
+
+
+def test_a_wheel_installed_elsewhere_finds_its_presets(tmp_path):
+    source = tmp_path / "source"
+    source.mkdir()
+    for name in ("autoseg", "vlm", "presets", "pyproject.toml", "README.md", "LICENSE"):
+        subprocess.run(["cp", "-r", str(ROOT / name), str(source)], check=True)
+    built = run("-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation", "-w", str(tmp_path / "wheels"),
+                str(source))
+    assert built.returncode == 0, built.stderr
+    [wheel] = (tmp_path / "wheels").glob("*.whl")
+    target = tmp_path / "elsewhere"
+    installed = run("-m", "pip", "install", "--quiet", "--no-deps", "--target", str(target), str(wheel))
+    assert installed.returncode == 0, installed.stderr
+    code = (f"import sys; sys.path.insert(0, {str(target)!r}); import autoseg\n"
+            f"assert {str(target)!r} in autoseg.__file__\n"
+            "from autoseg.training.settings import preset_names, load_preset\n"
+            "print(preset_names()); load_preset('quick')")
+    done = run("-c", code, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "default" in done.stdout and "quick" in done.stdout

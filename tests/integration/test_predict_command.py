@@ -1,0 +1,381 @@
+"""`autoseg predict` from a folder of images to masks, and every way in which it may go wrong."""
+
+import errno
+import json
+import os
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import nibabel
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from autoseg.cli import app
+from autoseg.data.dataset import Case, list_images
+from autoseg.errors import UserError
+from autoseg.inference import prediction
+from autoseg.inference.prediction import PredictSettings, predict_cases
+from autoseg.networks.builder import build_network
+from autoseg.networks.checkpoint import read_model, write_model
+from autoseg.schema import (
+    ChannelNormalization,
+    CheckpointInfo,
+    IntensityStatistics,
+    NetworkPlan,
+    StoreRecord,
+    Topology,
+)
+
+LABELS = {"background": 0, "organ": 4, "lesion": 200}
+STATISTICS = IntensityStatistics(mean=0, median=0, std=1, min=0, max=1, percentile_00_5=0, percentile_99_5=1)
+
+
+def model_info(fold="0", channels=1, is_2d=False, ending=".nii.gz", **changes) -> CheckpointInfo:
+    """The record of a tiny network, 3-D with an axis permutation, or 2-D."""
+    dimensions = 2 if is_2d else 3
+    topology = Topology(
+        strides=((1,) * dimensions, (2,) * dimensions), kernel_sizes=((3,) * dimensions,) * 2, features=(4, 8),
+        encoder_blocks=(1, 1), decoder_blocks=(1,),
+    )
+    network = NetworkPlan(
+        patch_shape=(16,) * dimensions, batch_size=2, topology=topology, batch_dice=False, optimizer="sgd",
+        memory_gib=1, reasons=(),
+    )
+    how = ChannelNormalization(scheme="zscore", within_nonzero=False, statistics=STATISTICS)
+    store = StoreRecord(
+        axes=(0, 1, 2) if is_2d else (2, 0, 1), spacing=(None, 1, 1) if is_2d else (1.5, 1, 1.2),
+        normalization=(how,) * channels, labels=LABELS,
+    )
+    facts = dict(
+        name="plain", configuration="2d" if is_2d else "3d_fullres", fold=fold, architecture="plain",
+        network=network, is_2d=is_2d, file_ending=ending, channel_names=tuple(f"c{n}" for n in range(channels)),
+        labels=LABELS, store=store, mirror_axes=tuple(range(dimensions)), training={}, steps=0, seconds=0,
+        plan_hash="", weights_sha256="", versions={},
+    )
+    return CheckpointInfo(**{**facts, **changes})
+
+
+def write_fold(run: Path, info: CheckpointInfo, folder: str | None = None) -> None:
+    torch.manual_seed(int(info.fold) if info.fold.isdigit() else 99)
+    network = build_network(info.architecture, info.network, len(info.channel_names), len(info.labels))
+    write_model(run / "models" / info.name / info.configuration / (folder or f"fold_{info.fold}"), network, info)
+
+
+def write_nifti(path: Path, shape=(20, 17, 14), seed=0) -> np.ndarray:
+    """A random image with an oblique affine; returns the affine."""
+    affine = np.diag([1.1, 0.9, 2.0, 1]) @ np.array(
+        [[0.98, -0.2, 0, 5], [0.2, 0.98, 0, -3], [0, 0, -1, 7], [0, 0, 0, 1]]
+    )
+    voxels = np.random.default_rng(seed).normal(100, 20, shape).astype(np.float32)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    nibabel.save(nibabel.Nifti1Image(voxels, affine), path)
+    return nibabel.load(path).affine
+
+
+@dataclass(frozen=True)
+class Place:
+    run: Path
+    images: Path
+    masks: Path
+
+
+@pytest.fixture
+def place(tmp_path) -> Place:
+    """One trained 3-D model and two images."""
+    place = Place(tmp_path / "run", tmp_path / "images", tmp_path / "masks")
+    write_fold(place.run, model_info())
+    for number in range(2):
+        write_nifti(place.images / f"case{number}_0000.nii.gz", seed=number)
+    return place
+
+
+def autoseg(place: Place, *options: str) -> int:
+    """The exit status of `autoseg predict`; a UserError's message goes to stderr, as in `autoseg.__main__`."""
+    arguments = ["-i", str(place.images), "-o", str(place.masks), "--run", str(place.run), "--device", "cpu"]
+    try:
+        return int(app(["predict", *arguments, *options], result_action="return_value"))
+    except UserError as error:
+        sys.stderr.write(str(error))
+        return 2
+    except SystemExit as exit_of_cyclopts:
+        return int(exit_of_cyclopts.code or 0)
+
+
+def models_of(place: Place):
+    return [read_model(place.run / "models/plain/3d_fullres/fold_0")]
+
+
+def cpu_settings(**changes) -> PredictSettings:
+    return PredictSettings(device=torch.device("cpu"), **changes)
+
+
+def failures_of(place: Place) -> list[dict[str, str]]:
+    return json.loads((place.masks / "failures.json").read_text())
+
+
+# ---------------------------------------------------------------- what it does
+def test_masks_lie_on_the_images_grids_and_hold_the_files_labels(place, capsys):
+    assert autoseg(place, "--json") == 0
+    result = json.loads(capsys.readouterr().out)
+    assert (result["predicted"], result["failed"], result["output"]) == (2, 0, str(place.masks))
+    for number in range(2):
+        image = nibabel.load(place.images / f"case{number}_0000.nii.gz")
+        mask = nibabel.load(place.masks / f"case{number}.nii.gz")
+        assert mask.shape == image.shape
+        np.testing.assert_array_equal(mask.affine, image.affine)
+        assert mask.get_data_dtype() == np.uint8
+        assert set(np.unique(np.asanyarray(mask.dataobj))) <= set(LABELS.values())
+    assert json.loads((place.masks / "labels.json").read_text()) == {"labels": LABELS}
+    assert not (place.masks / "failures.json").exists()
+    record = json.loads((place.masks / "run.json").read_text())
+    assert record["results"]["predicted"] == 2
+    assert record["device"] == "cpu"
+
+
+def test_a_mask_is_the_argmax_of_the_averaged_folds(place):
+    """Two folds with opposite weights in the last layer cancel: averaging logits leaves background everywhere."""
+    opposite = model_info(fold="1")
+    network, info = read_model(place.run / "models/plain/3d_fullres/fold_0")
+    last = list(network.parameters())[-2:]
+    with torch.no_grad():
+        for parameter in last:
+            parameter.neg_()
+    write_model(place.run / "models/plain/3d_fullres/fold_1", network, opposite)
+    assert autoseg(place, "--folds", "0") == 0
+    alone = np.asanyarray(nibabel.load(place.masks / "case0.nii.gz").dataobj)
+    assert len(np.unique(alone)) > 1
+    assert autoseg(place, "--overwrite") == 0
+    both = np.asanyarray(nibabel.load(place.masks / "case0.nii.gz").dataobj)
+    assert (both != 0).mean() < 0.5 * max((alone != 0).mean(), 0.1)
+
+
+def test_no_tta_changes_the_result(place):
+    assert autoseg(place) == 0
+    with_tta = np.asanyarray(nibabel.load(place.masks / "case0.nii.gz").dataobj).copy()
+    assert autoseg(place, "--no-tta", "--overwrite") == 0
+    assert (np.asanyarray(nibabel.load(place.masks / "case0.nii.gz").dataobj) != with_tta).any()
+
+
+@pytest.mark.parametrize(("channels", "mode"), [(3, "RGB"), (1, "L")])
+def test_pictures_become_png_masks(tmp_path, channels, mode):
+    place = Place(tmp_path / "run", tmp_path / "images", tmp_path / "masks")
+    write_fold(place.run, model_info(channels=channels, is_2d=True, ending=".png"))
+    place.images.mkdir()
+    pixels = np.random.default_rng(0).integers(0, 255, (30, 25, 3), np.uint8)
+    Image.fromarray(pixels if mode == "RGB" else pixels[..., 0]).save(place.images / "cell_0000.png")
+    assert autoseg(place) == 0
+    mask = np.asarray(Image.open(place.masks / "cell.png"))
+    assert mask.shape == (30, 25)
+    assert set(np.unique(mask)) <= set(LABELS.values())
+
+
+def test_a_2d_model_predicts_volumes_slice_by_slice(tmp_path):
+    place = Place(tmp_path / "run", tmp_path / "images", tmp_path / "masks")
+    write_fold(place.run, model_info(is_2d=True).model_copy(update={"is_2d": False}))
+    write_nifti(place.images / "case_0000.nii.gz")
+    assert autoseg(place) == 0
+    assert nibabel.load(place.masks / "case.nii.gz").shape == (20, 17, 14)
+
+
+# ---------------------------------------------------------------- one bad case
+def test_a_bad_case_is_named_and_the_others_are_written(place, capsys):
+    (place.images / "broken_0000.nii.gz").write_bytes(b"\x1f\x8b not really gzip")
+    assert autoseg(place, "--json") == 3
+    assert json.loads(capsys.readouterr().out)["failed"] == 1
+    (failure,) = failures_of(place)
+    assert failure["id"] == "broken"
+    assert failure["file"] == str(place.images / "broken_0000.nii.gz")
+    assert failure["file"] in failure["reason"]
+    assert sorted(path.name for path in place.masks.glob("*.nii.gz")) == ["case0.nii.gz", "case1.nii.gz"]
+
+
+def test_a_stale_failures_file_goes_when_nothing_fails(place):
+    broken = place.images / "broken_0000.nii.gz"
+    broken.write_bytes(b"")
+    assert autoseg(place) == 3
+    broken.unlink()
+    assert autoseg(place, "--overwrite") == 0
+    assert not (place.masks / "failures.json").exists()
+
+
+def test_all_cases_failing_is_status_3_as_well(place):
+    for path in place.images.iterdir():
+        path.write_bytes(b"")
+    assert autoseg(place) == 3
+    assert [failure["id"] for failure in failures_of(place)] == ["case0", "case1"]
+
+
+def test_a_missing_channel_fails_its_case(place):
+    write_fold(place.run, model_info(channels=2))
+    write_nifti(place.images / "case0_0001.nii.gz", seed=5)
+    assert autoseg(place) == 3
+    (failure,) = failures_of(place)
+    assert failure["id"] == "case1"
+    assert "case1_0001.nii.gz" in failure["reason"]
+
+
+def test_a_4d_file_for_a_one_channel_model_fails_its_case(place):
+    write_nifti(place.images / "case1_0000.nii.gz", shape=(20, 17, 14, 2))
+    assert autoseg(place) == 3
+    assert failures_of(place)[0]["id"] == "case1"
+
+
+def test_running_out_of_memory_fails_the_case_alone(monkeypatch, place):
+    whole = prediction.predict_logits_of
+    calls = []
+
+    def exhausted(*arguments):
+        calls.append(1)
+        if len(calls) == 1:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return whole(*arguments)
+
+    monkeypatch.setattr(prediction, "predict_logits_of", exhausted)
+    assert autoseg(place) == 3
+    assert "memory" in failures_of(place)[0]["reason"]
+    assert (place.masks / "case1.nii.gz").exists()
+
+
+def test_a_bug_is_not_a_failed_case(monkeypatch, place):
+    def bug(*_):
+        raise RuntimeError("shapes do not match")
+
+    monkeypatch.setattr(prediction, "predict_logits_of", bug)
+    with pytest.raises(RuntimeError, match="shapes do not match"):
+        predict_cases(list_images(place.images, 1, ".nii.gz"), models_of(place), place.masks, cpu_settings())
+
+
+def test_logits_that_are_not_finite_fail_the_case(place):
+    ((network, info),) = models_of(place)
+    with torch.no_grad():
+        next(network.parameters()).fill_(float("nan"))
+    _, failures = predict_cases(list_images(place.images, 1, ".nii.gz"), [(network, info)], place.masks, cpu_settings())
+    assert len(failures) == 2
+    assert "NaN" in failures[0].reason
+
+
+# ---------------------------------------------------------------- what the user can mend: exit 2, nothing written
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--name", "hybrid"], ["--name hybrid", "--name plain"]),
+        (["--configuration", "2d"], ["--configuration 2d", "3d_fullres"]),
+        (["--folds", "0,3"], ["fold 3", "it holds 0"]),
+        (["--folds", "all"], ["fold all", "it holds 0"]),
+        (["--folds", ","], ["no fold"]),
+    ],
+)
+def test_a_model_that_does_not_exist(place, capsys, options, words):
+    assert autoseg(place, *options) == 2
+    message = capsys.readouterr().err
+    assert all(word in message for word in words), message
+    assert not place.masks.exists()
+
+
+def test_no_model_at_all(place, capsys):
+    unfinished = place.run / "models/plain/3d_fullres/fold_0/model.json"
+    unfinished.unlink()
+    assert autoseg(place) == 2
+    assert "autoseg train" in capsys.readouterr().err
+
+
+def test_several_models_must_be_told_apart(place, capsys):
+    write_fold(place.run, model_info(name="other"))
+    assert autoseg(place) == 2
+    message = capsys.readouterr().err
+    assert "--name other" in message
+    assert "--name plain" in message
+    assert autoseg(place, "--name", "other") == 0
+
+
+def test_folds_of_different_trainings(place, capsys):
+    info = model_info(fold="1")
+    write_fold(place.run, info.model_copy(update={"store": info.store.model_copy(update={"spacing": (2, 2, 2)})}))
+    assert autoseg(place) == 2
+    assert "fold 1: store" in capsys.readouterr().err
+
+
+def test_the_fold_named_all_is_a_fold(place):
+    write_fold(place.run, model_info(fold="all"))
+    assert autoseg(place, "--folds", "all") == 0
+
+
+def test_masks_that_exist_are_not_replaced_unasked(place, capsys):
+    place.masks.mkdir()
+    (place.masks / "case1.nii.gz").write_text("precious")
+    assert autoseg(place) == 2
+    assert "--overwrite" in capsys.readouterr().err
+    assert (place.masks / "case1.nii.gz").read_text() == "precious"
+    assert not (place.masks / "case0.nii.gz").exists()
+
+
+@pytest.mark.parametrize("state", ["missing", "empty", "a file", "another format"])
+def test_an_input_folder_without_images(place, capsys, state):
+    for path in place.images.iterdir():
+        path.unlink()
+    if state in ("missing", "a file"):
+        place.images.rmdir()
+    if state == "a file":
+        place.images.write_text("")
+    if state == "another format":
+        (place.images / "case_0000.mha").write_text("")
+    assert autoseg(place) == 2
+    assert str(place.images) in capsys.readouterr().err
+    assert not place.masks.exists()
+
+
+def test_the_images_own_folder_is_refused_as_output(place, capsys):
+    before = sorted(place.images.iterdir())
+    assert autoseg(Place(place.run, place.images, place.images)) == 2
+    assert "another output folder" in capsys.readouterr().err
+    assert sorted(path for path in place.images.iterdir() if path.name != "run.json") == before
+
+
+def test_a_mask_never_replaces_the_image_it_is_made_from(place):
+    plain = place.images / "case0.nii.gz"
+    (place.images / "case0_0000.nii.gz").rename(plain)
+    with pytest.raises(UserError, match="replace the images"):
+        predict_cases([Case("case0", (plain,), None)], models_of(place), place.images, cpu_settings(overwrite=True))
+
+
+def test_cuda_asked_for_and_absent(monkeypatch, place, capsys):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert autoseg(place, "--device", "cuda") == 2
+    assert "--device cpu" in capsys.readouterr().err
+    assert not place.masks.exists()
+
+
+@pytest.mark.parametrize("occupied", ["the folder", "its parent"])
+def test_an_output_folder_that_cannot_be_made(place, capsys, occupied):
+    file = place.masks
+    file.write_text("a file")
+    masks = file if occupied == "the folder" else file / "inside"
+    assert autoseg(Place(place.run, place.images, masks)) == 2
+    assert str(file) in capsys.readouterr().err
+    assert file.read_text() == "a file"
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_an_output_folder_without_permission(place, capsys):
+    place.masks.mkdir(mode=0o500)
+    assert autoseg(place) == 2
+    assert str(place.masks) in capsys.readouterr().err
+
+
+def test_a_full_disk_leaves_no_half_mask(monkeypatch, place, capsys):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("nibabel.save", full)
+    monkeypatch.setattr("autoseg.data.volume.WRITERS", {".nii.gz": full})
+    assert autoseg(place) == 2
+    assert "disk is full" in capsys.readouterr().err
+    assert not list(place.masks.glob("*.nii.gz"))
+    assert not [path for path in place.masks.iterdir() if path.name.startswith(".")]
+
+
+def test_an_unknown_speed_is_an_unknown_option(place):
+    assert autoseg(place, "--speed", "fast") != 0
