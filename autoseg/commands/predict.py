@@ -58,9 +58,9 @@ def predict(  # noqa: PLR0913 (a command's options)
     """
     from autoseg.inference.trained import choose_folds, choose_model
 
+    _refuse_same_folder(input, output)  # before anything, even a record, is written there
     with recorded("predict", output, seed) as recording:
         start = time.perf_counter()
-        _refuse_same_folder(input, output)
         model = choose_model(run, name, configuration)
         chosen = choose_folds(model, folds)
         networks = _read_models(model, chosen)

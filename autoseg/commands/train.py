@@ -111,7 +111,8 @@ def _known_architecture(
         return planned.architecture
     if architecture not in planned.networks:
         raise UserError(f"--architecture {architecture}: the plan of {configuration} holds "
-                        f"{', '.join(planned.networks)}.\nAdd it with `autoseg plan {plan.dataset} --architecture {architecture}`.")
+                        f"{', '.join(planned.networks)}.\nAdd it with `autoseg plan {plan.dataset} --architecture "
+                        f"{architecture}`.")
     return architecture
 
 

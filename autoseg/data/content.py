@@ -72,14 +72,14 @@ def check_file(path: Path) -> None:
 
 
 def unreadable(path: Path, expected: str, reason: object) -> UserError:
-    """A file that is not what its name says, or is damaged: names both, and what the content looks like."""
-    detail = " ".join(str(reason).split()) or type(reason).__name__
+    """A file that is damaged, or not of the format `expected`, which its ending names."""
+    detail = (" ".join(str(reason).split()) or type(reason).__name__).rstrip(".")
     kind = content_kind(path)
-    looks = f" Its content looks like {kind}." if kind else ""
-    return UserError(
-        f"{path} cannot be read as {expected}: {detail}.{looks} "
-        "Copy or export the file again, or give it the ending of its real format."
-    )
+    if kind is None or kind.split()[0] == expected.split(maxsplit=1)[0]:
+        remedy = "The file seems damaged or cut short: copy or export it again."
+    else:
+        remedy = f"Its content looks like {kind}: give it the ending of its real format, or export it again."
+    return UserError(f"{path} cannot be read as {expected}: {detail}. {remedy}")
 
 
 def content_kind(path: Path) -> str | None:

@@ -221,7 +221,7 @@ def _from_lists(
 
 
 def _count_problems(declared: Declarations, cases: list[Case], problems: list[str]) -> list[str]:
-    """No cases, or another number than numTraining says; silent where missing files explain it."""
+    """No cases (unless a problem explains it), or another number than numTraining says."""
     if not cases:
         return [] if problems else ["no cases were found; expected images in imagesTr and labels in labelsTr"]
     if declared.count is not None and declared.count != len(cases):

@@ -22,6 +22,7 @@ IMAGE_IO: dict[str, str] = {
     ".gipl": "GiplImageIO",
     ".gipl.gz": "GiplImageIO",
 }
+_NAMES = {"NrrdImageIO": "NRRD", "MetaImageIO": "MetaImage", "GiplImageIO": "GIPL", "PNGImageIO": "PNG"}
 _LPS_TO_RAS = np.array([-1.0, -1.0, 1.0])
 
 
@@ -49,7 +50,7 @@ def read_itk(path: Path, image_io: str) -> Content:
     try:
         image = reader.Execute()
     except RuntimeError as error:
-        raise unreadable(path, image_io.removesuffix("ImageIO"), _last_sentence(error)) from None
+        raise unreadable(path, _NAMES[image_io], _last_sentence(error)) from None
     voxels = simple_itk.GetArrayFromImage(image)
     vector = image.GetNumberOfComponentsPerPixel() > 1
     axes = image.GetDimension()
@@ -138,6 +139,7 @@ def _itk_header(grid: Grid) -> ItkHeader:
 
 
 def _last_sentence(error: RuntimeError) -> str:
-    """ITK's messages begin with source files and addresses; the last line says what happened."""
+    """ITK's messages begin with source files and addresses; the last line says what happened, or "Success"."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[-1].split("):")[-1].strip() if lines else "SimpleITK gives no reason"
+    telling = [line for line in lines if not line.startswith("Reason:")]
+    return telling[-1].split("):")[-1].strip() if telling else "SimpleITK gives no reason"

@@ -20,6 +20,8 @@ AnyResult = TypeVar("AnyResult")
 # Starting spawned workers (a fresh interpreter, numpy, scipy, blosc2) takes about this long before they help.
 POOL_START_SECONDS = 2.0
 MOST_WORKERS = 8
+# The products in our work are small: a second BLAS thread mostly waits, and takes a core from the next worker.
+BLAS_THREADS = 1
 
 
 def default_workers() -> int:
@@ -56,7 +58,7 @@ def map_cases(
         raise UserError(f"--workers is {workers}; at least 1 is needed.")
     results: list[AnyResult] = []
     seconds: list[float] = []
-    with progress(description, len(items), unit) as bar:
+    with progress(description, len(items), unit) as bar, threadpool_limits(BLAS_THREADS, "blas"):
         while len(results) < len(items):
             left = len(items) - len(results)
             if pool_pays(seconds, left, workers):
@@ -91,8 +93,7 @@ def _map_in_pool(
 ) -> list[AnyResult]:
     """As `map_cases`, all items in spawned workers; at most one item more than workers is sent ahead."""
     workers = min(workers, len(items))
-    threads = max(1, default_workers() // workers)
-    executor = ProcessPoolExecutor(workers, get_context("spawn"), _start_worker, (function, threads))
+    executor = ProcessPoolExecutor(workers, get_context("spawn"), _start_worker, (function,))
     results: dict[int, AnyResult] = {}
     in_flight: dict[Future[AnyResult], int] = {}
     waiting = iter(range(len(items)))
@@ -129,10 +130,10 @@ def _name(item: object) -> str:
 _worker_function: list[Callable[..., object]] = []
 
 
-def _start_worker(function: Callable[..., object], threads: int) -> None:
-    """In the worker: keep the function, let workers share the cores, end at once and silently on Ctrl-C."""
+def _start_worker(function: Callable[..., object]) -> None:
+    """In the worker: keep the function, take one core, end at once and silently on Ctrl-C."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
-    threadpool_limits(threads)
+    threadpool_limits(BLAS_THREADS, "blas")
     _worker_function[:] = [function]
 
 

@@ -29,9 +29,9 @@ def build_network(
 def topology_problems(topology: Topology, patch_shape: tuple[int, ...]) -> list[str]:
     """One line for each contradiction between the parts of a topology, and between it and the patch."""
     stages = len(topology.features)
-    lengths = {"strides": stages, "kernel_sizes": stages, "encoder_blocks": stages, "decoder_blocks": stages - 1}
+    lengths = dict.fromkeys(("strides", "kernel_sizes", "encoder_blocks"), stages) | {"decoder_blocks": stages - 1}
     problems = [
-        f"topology.{name} has {len(getattr(topology, name))} entries; {expected} were expected for {stages} features"
+        f"topology.{name} has {len(getattr(topology, name))} entries; {expected} were expected (features: {stages})"
         for name, expected in lengths.items()
         if len(getattr(topology, name)) != expected
     ]
@@ -62,8 +62,8 @@ def _value_problems(topology: Topology, patch_shape: tuple[int, ...]) -> list[st
         problems.append(f"topology.strides {topology.strides}: positive numbers were expected")
         return problems
     if any(step != 1 for step in topology.strides[0]):
-        problems.append(f"topology.strides begin with {topology.strides[0]}; the first stage must not be strided")
+        problems.append(f"topology.strides begin with {topology.strides[0]}; 1 along every axis was expected")
     totals = tuple(math.prod(steps) for steps in zip(*topology.strides, strict=True))
     if any(size < 1 or size % total for size, total in zip(patch_shape, totals, strict=True)):
-        problems.append(f"patch_shape {patch_shape}: multiples of the strides' product {totals} were expected")
+        problems.append(f"patch_shape {patch_shape}: multiples of all strides' product {totals} expected")
     return problems

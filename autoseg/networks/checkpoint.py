@@ -1,13 +1,14 @@
 """Weights on disk: safetensors beside JSON, never a pickle; finished models and states to resume from.
 
-A finished model is `weights.safetensors` and `model.json`, tied by the hash of the weights. A resumable state is
-`resume.json` and the tensor file that it names: the record is replaced last, so a kill at any moment leaves the
-newest state that was written completely.
+A finished model is `weights.safetensors` and `model.json`, tied by the hash of the weights. A resumable state
+is `resume.json` and the tensor file that it names: the record is replaced last, so a kill at any moment leaves
+the newest state that was written completely.
 """
 
 import hashlib
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 from uuid import uuid4
 
 import safetensors.torch
@@ -55,7 +56,7 @@ def misfits(network: nn.Module, weights: Mapping[str, Tensor]) -> list[str]:
 
 # ---------------------------------------------------------------- finished models
 def write_model(folder: Path, network: nn.Module, info: CheckpointInfo) -> CheckpointInfo:
-    """Write `weights.safetensors`, then `model.json`; returns the record with the hash of the weights filled in."""
+    """Write `weights.safetensors`, then `model.json`; returns the record with the weights' hash."""
     tied = info.model_copy(update={"weights_sha256": save_weights(network, folder / WEIGHTS_NAME)})
     write_record(tied, folder / MODEL_NAME)
     return tied
@@ -75,7 +76,8 @@ def read_model(folder: Path) -> tuple[UNet, CheckpointInfo]:
     if found != info.weights_sha256:
         raise UserError(
             f"{path} (SHA-256 {found[:12]}…) is not the file that {MODEL_NAME} was written for "
-            f"({info.weights_sha256[:12]}…).\nCopy both files of the model again, or train it anew with --overwrite."
+            f"({info.weights_sha256[:12]}…).\n"
+            "Copy both files of the model again, or train it anew with --overwrite."
         )
     # No memory and no random draws for weights that are replaced at once.
     with torch.device("meta"):
@@ -91,12 +93,12 @@ def save_resume(
     network: nn.Module,
     optimizer: torch.optim.Optimizer,
     scaler: torch.amp.GradScaler,
-    facts: Mapping[str, object],
+    facts: dict[str, Any],
 ) -> None:
     """Write all that continuing a training needs; the state before it stays valid until this one is complete.
 
-    facts : JSON-able; given back by `read_resume_facts`. The optimizer's groups (rate, decay) are not kept: whoever
-    resumes builds the same optimizer first. Nor are random states: no layer draws.
+    facts : JSON-able; given back by `read_resume_facts`. The optimizer's groups (rate, decay) are not kept:
+    whoever resumes builds the same optimizer first. Nor are random states: no layer draws.
     """
     tensors = {f"{WEIGHTS_PREFIX}{name}": value for name, value in network.state_dict().items()}
     for name, parameter in network.named_parameters():
@@ -105,7 +107,8 @@ def save_resume(
                 tensors[f"{OPTIMIZER_PREFIX}{kind}.{name}"] = value
     path = folder / f"state-{uuid4().hex[:8]}.safetensors"
     sha256 = _write_tensors(tensors, path)
-    record = ResumeRecord(tensors=path.name, tensors_sha256=sha256, scaler=scaler.state_dict(), facts=dict(facts))
+    scale = scaler.state_dict()
+    record = ResumeRecord(tensors=path.name, tensors_sha256=sha256, scaler=scale, facts=facts)
     write_record(record, folder / RESUME_NAME)
     # Also what a kill left behind: states that were never completed.
     for other in [*folder.glob("state-*.safetensors"), *folder.glob(".state-*.safetensors")]:
@@ -113,7 +116,7 @@ def save_resume(
             other.unlink(missing_ok=True)
 
 
-def read_resume_facts(folder: Path) -> dict[str, object] | None:
+def read_resume_facts(folder: Path) -> dict[str, Any] | None:
     """The facts of the state in a resume folder; None where there is no state."""
     path = folder / RESUME_NAME
     return dict(read_record(ResumeRecord, path).facts) if path.exists() else None
@@ -164,10 +167,14 @@ def _read_bytes(path: Path) -> bytes:
     try:
         return path.read_bytes()
     except FileNotFoundError:
-        raise UserError(f"{path} does not exist; the weights of a network were expected.\n"
-                        "Copy the complete model folder, or train the model anew.") from None
+        raise UserError(
+            f"{path} does not exist; the weights of a network were expected.\n"
+            "Copy the complete model folder, or train the model anew."
+        ) from None
     except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror}. Check the file and its permissions.") from None
+        raise UserError(
+            f"{path} cannot be read: {error.strerror}. Check the file and its permissions."
+        ) from None
 
 
 def _parse(content: bytes, path: Path) -> dict[str, Tensor]:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 EPSILON = 1e-5
+aten = torch.ops.aten
 
 
 class InstanceNorm(nn.Module):
@@ -74,11 +75,11 @@ class _BySample(torch.autograd.Function):
         for i in range(x.shape[0]):
             one = gradient[i : i + 1]
             if ctx.slope != 1.0:
-                target = by_residual[i : i + 1] if by_residual is not gradient else torch.empty_like(one)
-                one = torch.ops.aten.leaky_relu_backward(one, out[i : i + 1], ctx.slope, True, grad_input=target)
+                before = by_residual[i : i + 1] if by_residual is not gradient else torch.empty_like(one)
+                one = aten.leaky_relu_backward(one, out[i : i + 1], ctx.slope, True, grad_input=before)
             parts = torch.empty_like(weight), torch.empty_like(weight)
-            torch.ops.aten.native_batch_norm_backward(
-                one, x[i : i + 1], weight, None, None, mean[i], inverse_std[i], True, EPSILON, [True, True, True],
+            aten.native_batch_norm_backward(
+                one, x[i : i + 1], weight, None, None, mean[i], inverse_std[i], True, EPSILON, [True] * 3,
                 out0=by_x[i : i + 1], out1=parts[0], out2=parts[1],
             )
             by_weight += parts[0]

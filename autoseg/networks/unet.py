@@ -50,7 +50,7 @@ class ConvolutionBlock(nn.Module):
 
 
 class Projection(nn.Module):
-    """The skip of a residual block that changes channels: mean over the stride → 1×1 convolution → normalization.
+    """A residual block's skip to other channels: mean over the stride → 1×1 convolution → normalization.
 
     Mean and convolution are computed as one strided convolution with the weight spread over the stride. The
     average would leave bfloat16 on the CPU (torch pools 3-D tensors there in float32 only).
@@ -137,7 +137,7 @@ class Encoder(nn.Module):
 
 
 class DecoderLevel(nn.Module):
-    """Transposed convolution, concatenation with the encoder's output, convolution blocks; a head for logits."""
+    """Transposed convolution, concatenation with the encoder's output, blocks; a head for logits."""
 
     def __init__(self, topology: Topology, level: int, count: int, output_channels: int) -> None:
         super().__init__()
@@ -150,6 +150,11 @@ class DecoderLevel(nn.Module):
 
     def forward(self, x: Tensor, skip: Tensor) -> Tensor:
         result: Tensor = self.blocks(torch.cat((self.upsampling(x), skip), dim=1))
+        return result
+
+    def logits(self, x: Tensor) -> Tensor:
+        """Logits of the features that `forward` gave."""
+        result: Tensor = self.head(x)
         return result
 
 
@@ -181,13 +186,16 @@ class UNet(nn.Module):
         """Logits of every level that the loss weighs, finest first."""
         return self._logits(x, self.supervised_levels)
 
+    def _levels(self) -> list[DecoderLevel]:
+        return list(self.decoder)  # type: ignore[arg-type]
+
     def _logits(self, x: Tensor, levels: int) -> list[Tensor]:
         *skips, x = self.encoder(x)
         logits: list[Tensor] = []
-        for remaining, level in zip(range(len(self.decoder), 0, -1), self.decoder, strict=True):
+        for remaining, level in zip(range(len(self.decoder), 0, -1), self._levels(), strict=True):
             x = level(x, skips.pop())
             if remaining <= levels:
-                logits.insert(0, level.head(x))
+                logits.insert(0, level.logits(x))
         return logits
 
 

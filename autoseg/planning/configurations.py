@@ -79,7 +79,7 @@ def plan_network(
 ) -> NetworkPlan:
     """Patch, batch and network for a grid: (spacing in mm, median shape in voxels), plan order.
 
-    `dataset_voxels`: voxels of all cases at that spacing. `reasons` precede those of patch and batch.
+    `dataset_voxels`: voxels of all cases at that spacing. `reasons` follow those of patch, network and batch.
     Raises UserError when the memory is too small for any patch.
     """
     spacing, median_shape = grid
@@ -186,7 +186,7 @@ def _too_small(spacing: Numbers, median_shape: Numbers) -> str | None:
     if pool(spacing, first_patch_shape(spacing, median_shape)).stages > 1:
         return None
     return (f"the median image of {readable_shape(median_shape)} voxels at {readable_mm(spacing)} mm cannot "
-            "be halved even once: a network needs 8 voxels along two axes of like spacing, or 12 along one.")
+            "be halved even once: a network needs 12 voxels along the finest axis, or 8 along two of like spacing.")
 
 
 def _fullres_dice_reason(has_lowres: bool, share: float) -> str:

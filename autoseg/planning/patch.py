@@ -87,9 +87,9 @@ def fit_patch(spacing: Numbers, median_shape: Numbers, budget: Budget) -> Fitted
         pooling = _shortened(pooling, spacing, median_shape)
         if pooling.stages < 2:
             raise UserError(
-                f"--memory-gib {budget.memory_gib:g}: not even the smallest patch fits into this memory with "
-                f"the architecture {budget.architecture!r}.\nGive more memory (nnU-Net's default is 8), or "
-                "ask only for configurations that need less with --configurations 2d."
+                f"--memory-gib {budget.memory_gib:g}: not even the smallest {len(spacing)}-D patch fits into this "
+                f"memory with the architecture {budget.architecture!r}.\nGive more memory (nnU-Net's default is "
+                "8), or ask only for configurations that need less with --configurations 2d."
             )
         values, steps = _values(pooling, budget), steps + 1
     topology = build_topology(budget.architecture, pooling)

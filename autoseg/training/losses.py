@@ -1,8 +1,8 @@
 """Cross entropy plus soft Dice over the levels of deep supervision, and the counts behind the pseudo-Dice.
 
-Formulas as in nnU-Net v2 (Isensee et al. 2021): with softmax probabilities P, one-hot reference G, foreground only,
-dice = (2 ΣPG + s) / (ΣP + ΣG + s), s = 1e-5; loss = cross entropy − mean dice. Level i (0 finest) weighs 1/2^i;
-the weights sum to 1. Everything is computed in float32, whatever the precision of the logits.
+Formulas as in nnU-Net v2 (Isensee et al. 2021): with softmax probabilities P, one-hot reference G, foreground
+only, dice = (2 ΣPG + s) / (ΣP + ΣG + s), s = 1e-5; loss = cross entropy − mean dice. Level i (0 finest) weighs
+1/2^i; the weights sum to 1. Everything is computed in float32, whatever the precision of the logits.
 """
 
 from collections.abc import Sequence
@@ -39,7 +39,7 @@ def deep_supervision_loss(logits: Sequence[Tensor], labels: Tensor, batch_dice: 
 def downsample_labels(labels: Tensor, shape: tuple[int, ...]) -> Tensor:
     """Labels (batch, *shape) at a coarser level: along each axis the voxel at floor((i + ½) · in / out).
 
-    That is torch's `nearest-exact`, as nnU-Net uses. ValueError where an axis is not a multiple of the level's.
+    That is torch's `nearest-exact`, as in nnU-Net. ValueError where an axis is no multiple of the level's.
     """
     for axis, (fine, coarse) in enumerate(zip(labels.shape[1:], shape, strict=True), start=1):
         factor, rest = divmod(fine, coarse)

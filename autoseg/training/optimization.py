@@ -9,12 +9,16 @@ def make_optimizer(
 ) -> torch.optim.SGD:
     """SGD with Nesterov momentum and weight decay over every parameter, as one kernel per device.
 
-    Move the network to its device first. On the CPU and on CUDA the update is fused: one pass over the weights.
+    Move the network to its device first. On the CPU and on CUDA the update is one pass over the weights.
     """
     parameters = list(network.parameters())
-    fused = all(parameter.device.type in ("cpu", "cuda") for parameter in parameters)
     return torch.optim.SGD(
-        parameters, lr=learning_rate, momentum=momentum, nesterov=momentum > 0, weight_decay=weight_decay, fused=fused
+        parameters,
+        lr=learning_rate,
+        momentum=momentum,
+        nesterov=momentum > 0,
+        weight_decay=weight_decay,
+        fused=all(parameter.device.type in ("cpu", "cuda") for parameter in parameters),
     )
 
 

@@ -1,5 +1,6 @@
-"""What a device does best, measured: the precision of the forward pass and the memory format of the weights."""
+"""What a device does best, measured: the precision of the forward pass and the memory format of weights."""
 
+import math
 import time
 from dataclasses import dataclass
 from typing import Literal
@@ -12,7 +13,7 @@ from autoseg.networks.unet import ConvolutionBlock, UNet
 
 Precision = Literal["float32", "bfloat16", "float16"]
 
-# The probe stops repeating after this long per precision; the first run of each also pays for building kernels.
+# The probe stops repeating after this long per precision; the first run, which builds kernels, is not counted.
 SECONDS_PER_PRECISION = 0.8
 # Voxels of the probe's patch: enough for the cost of convolutions to dominate, few enough for a slow CPU.
 PROBE_VOXELS = 32**3
@@ -22,7 +23,7 @@ PROBE_VOXELS = 32**3
 class ProbedPrecision:
     """The precision to train in, and why.
 
-    `float32_seconds`, `bfloat16_seconds`: one convolution block, forward and backward; None where not measured.
+    `float32_seconds`, `bfloat16_seconds`: one convolution block, forward and backward; None if not measured.
     float16 needs a gradient scaler; the others do not.
     """
 
@@ -38,8 +39,8 @@ class ProbedPrecision:
 def choose_precision(network: UNet, input_shape: tuple[int, ...], device: torch.device) -> ProbedPrecision:
     """The precision for autocast on a device.
 
-    CUDA: bfloat16 where the GPU computes in it, else float16. CPU: bfloat16 if one convolution block of the first
-    stage is faster in it (at most about two seconds of measuring). Other devices: float32.
+    CUDA: bfloat16 where the GPU computes in it, else float16. CPU: bfloat16 if one convolution block of the
+    first stage is faster in it (at most about two seconds of measuring). Other devices: float32.
 
     input_shape : (batch, channel, *patch) of training. The caller may force a precision by not asking.
     """
@@ -50,7 +51,8 @@ def choose_precision(network: UNet, input_shape: tuple[int, ...], device: torch.
         return ProbedPrecision("float16", "the GPU does not compute in bfloat16; losses are scaled")
     if device.type != "cpu":
         return ProbedPrecision("float32", f"no other precision is tried on {device.type}")
-    block, shape = _probe_block(network), _probe_shape(network, input_shape)
+    block = _probe_block(network)
+    shape = _probe_shape(block.convolution.out_channels, input_shape)
     single = _seconds(block, shape, bfloat16=False)
     half = _seconds(block, shape, bfloat16=True)
     precision: Precision = "bfloat16" if half < single else "float32"
@@ -75,26 +77,22 @@ def _channels_last(network: nn.Module) -> torch.memory_format:
 
 
 def _probe_block(network: UNet) -> ConvolutionBlock:
-    """A block as in the first stage, with weights of its own: probing leaves the network's gradients alone."""
-    first = next(module for module in network.modules() if isinstance(module, ConvolutionBlock))
-    features, kernel = first.convolution.out_channels, first.convolution.kernel_size
-    # Its own generator: the draws of the caller's seed must not depend on whether it was probed.
+    """A block as in the first stage, with weights of its own: the network's gradients are left alone."""
+    first = next(module for module in network.modules() if isinstance(module, ConvolutionBlock)).convolution
+    features, kernel = first.out_channels, first.kernel_size
+    # The draws of the caller's seed must not depend on whether it was probed.
     with torch.random.fork_rng(devices=[]):
         block = ConvolutionBlock(features, features, kernel, (1,) * len(kernel))
-    return block.to(memory_format=_channels_last(block))
+    block.to(memory_format=_channels_last(block))  # type: ignore[call-overload]
+    return block
 
 
-def _probe_shape(network: UNet, input_shape: tuple[int, ...]) -> tuple[int, ...]:
-    """(batch, channel, *patch) of the probe: the plan's patch, with every axis halved until it is small enough."""
+def _probe_shape(features: int, input_shape: tuple[int, ...]) -> tuple[int, ...]:
+    """(batch, channel, *patch) of the probe: the plan's patch, its longest axis halved until small."""
     axes = list(input_shape[2:])
-    voxels = 1
-    for size in axes:
-        voxels *= size
-    while voxels > PROBE_VOXELS:
+    while math.prod(axes) > PROBE_VOXELS:
         longest = axes.index(max(axes))
-        voxels = voxels // axes[longest] * (axes[longest] // 2)
         axes[longest] //= 2
-    features = next(m for m in network.modules() if isinstance(m, ConvolutionBlock)).convolution.out_channels
     return (min(2, input_shape[0]), features, *axes)
 
 

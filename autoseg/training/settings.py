@@ -93,7 +93,13 @@ def _settings_from(content: dict[str, object], source: str) -> TrainSettings:
             problems.append(f"  - {key} = {value!r}: expected {known[key]}")
     if problems:
         raise UserError("\n".join([f"preset {source}:", *problems, "Correct the file."]))
-    return _checked(TrainSettings(**content), f"preset {source}")  # type: ignore[arg-type]
+    typed = {key: _as(value, known[key]) for key, value in content.items()}
+    return _checked(TrainSettings(**typed), f"preset {source}")  # type: ignore[arg-type]
+
+
+def _as(value: object, kind: object) -> object:
+    """An integer where the field is a real number becomes one."""
+    return float(value) if type(value) is int and int not in (get_args(kind) or (kind,)) else value
 
 
 def _fits(value: object, kind: object) -> bool:

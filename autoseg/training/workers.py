@@ -58,13 +58,15 @@ class StreamedSteps:
 
     def read(self, step: int) -> tuple[RawSample, ...]:
         """The samples of a step; UserError when it cannot be read or a worker was killed."""
-        if self._augmenter is None or step != self._next:
-            self._start(step)
+        augmenter = self._augmenter
+        if augmenter is None or step != self._next:
+            augmenter = self._start(step)
         self._next = step + 1
         try:
-            item = next(self._augmenter)
-        except RuntimeError as error:
-            raise self._death(error) from error
+            item = next(augmenter)
+        except RuntimeError:  # batchgenerators' word for a dead worker; a bug of ours was printed by the worker
+            self._raise_if_killed()
+            raise
         if "problem" in item:
             self.close()
             raise UserError(
@@ -86,30 +88,29 @@ class StreamedSteps:
             process.close()
         self._processes = []
 
-    def _start(self, step: int) -> None:
+    def _start(self, step: int) -> MultiThreadedAugmenter:
         self.close()
         steps = WorkerSteps(self._reader, step, self._workers)
-        self._augmenter = MultiThreadedAugmenter(
-            steps, None, self._workers, _STEPS_CACHED_PER_WORKER, wait_time=_POLL_SECONDS
-        )
+        augmenter = MultiThreadedAugmenter(steps, None, self._workers, _STEPS_CACHED_PER_WORKER, wait_time=_POLL_SECONDS)
+        self._augmenter = augmenter
         with warnings.catch_warnings():
             # Python 3.12 warns of forking beside torch's threads; the workers use numpy and blosc2 alone.
             warnings.simplefilter("ignore", DeprecationWarning)
-            self._augmenter._start()
-        self._processes = list(self._augmenter._processes)
+            augmenter._start()
+        self._processes = list(augmenter._processes)
+        return augmenter
 
-    def _death(self, error: RuntimeError) -> Exception:
-        """What the end of a worker means: killed from outside, or a bug of ours (its traceback was printed)."""
+    def _raise_if_killed(self) -> None:
+        """End the workers; UserError when one was killed from outside."""
         for process in self._processes:
             process.join()
-        signals = sorted({-process.exitcode for process in self._processes if (process.exitcode or 0) < 0})
+        signals = [-code for process in self._processes if (code := process.exitcode) is not None and code < 0]
         self.close()
-        if not signals:
-            return error
-        return UserError(
-            f"A process that reads patches was killed (signal {signals[0]}), most often because memory "
-            "ran out. Close other programs, or use fewer workers, and continue with --resume."
-        )
+        if signals:
+            raise UserError(
+                f"A process that reads patches was killed (signal {signals[0]}), most often because memory "
+                "ran out. Close other programs, or use fewer workers, and continue with --resume."
+            )
 
 
 def _end_with_parent() -> None:

@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import sys
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -61,6 +62,9 @@ def model_info(fold="0", channels=1, is_2d=False, ending=".nii.gz", **changes) -
 def write_fold(run: Path, info: CheckpointInfo, folder: str | None = None) -> None:
     torch.manual_seed(int(info.fold) if info.fold.isdigit() else 99)
     network = build_network(info.architecture, info.network, len(info.channel_names), len(info.labels))
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.normal_()  # so that every label is predicted somewhere
     write_model(run / "models" / info.name / info.configuration / (folder or f"fold_{info.fold}"), network, info)
 
 
@@ -92,9 +96,9 @@ def place(tmp_path) -> Place:
     return place
 
 
-def autoseg(place: Place, *options: str) -> int:
+def autoseg(place: Place, *options: str, device: str = "cpu") -> int:
     """The exit status of `autoseg predict`; a UserError's message goes to stderr, as in `autoseg.__main__`."""
-    arguments = ["-i", str(place.images), "-o", str(place.masks), "--run", str(place.run), "--device", "cpu"]
+    arguments = ["-i", str(place.images), "-o", str(place.masks), "--run", str(place.run), "--device", device]
     try:
         return int(app(["predict", *arguments, *options], result_action="return_value"))
     except UserError as error:
@@ -135,21 +139,21 @@ def test_masks_lie_on_the_images_grids_and_hold_the_files_labels(place, capsys):
     assert record["device"] == "cpu"
 
 
-def test_a_mask_is_the_argmax_of_the_averaged_folds(place):
-    """Two folds with opposite weights in the last layer cancel: averaging logits leaves background everywhere."""
-    opposite = model_info(fold="1")
-    network, info = read_model(place.run / "models/plain/3d_fullres/fold_0")
-    last = list(network.parameters())[-2:]
+def test_folds_are_averaged_as_logits_not_as_masks(place):
+    """A fold with -1/2 times the first one's logits alone says the opposite; the mean has the first one's mask."""
+    network, _ = read_model(place.run / "models/plain/3d_fullres/fold_0")
     with torch.no_grad():
-        for parameter in last:
-            parameter.neg_()
-    write_model(place.run / "models/plain/3d_fullres/fold_1", network, opposite)
-    assert autoseg(place, "--folds", "0") == 0
-    alone = np.asanyarray(nibabel.load(place.masks / "case0.nii.gz").dataobj)
-    assert len(np.unique(alone)) > 1
-    assert autoseg(place, "--overwrite") == 0
-    both = np.asanyarray(nibabel.load(place.masks / "case0.nii.gz").dataobj)
-    assert (both != 0).mean() < 0.5 * max((alone != 0).mean(), 0.1)
+        for parameter in network.decoder[-1].head.parameters():
+            parameter.mul_(-0.5)
+    write_model(place.run / "models/plain/3d_fullres/fold_1", network, model_info(fold="1"))
+    masks = []
+    for folds in ("0", "1", "0,1"):
+        assert autoseg(place, "--folds", folds, "--overwrite") == 0
+        masks.append(np.asanyarray(nibabel.load(place.masks / "case0.nii.gz").dataobj).copy())
+    first, second, both = masks
+    assert len(np.unique(first)) > 1
+    assert (both == first).mean() > 0.999
+    assert (second == first).mean() < 0.1
 
 
 def test_no_tta_changes_the_result(place):
@@ -331,7 +335,7 @@ def test_the_images_own_folder_is_refused_as_output(place, capsys):
     before = sorted(place.images.iterdir())
     assert autoseg(Place(place.run, place.images, place.images)) == 2
     assert "another output folder" in capsys.readouterr().err
-    assert sorted(path for path in place.images.iterdir() if path.name != "run.json") == before
+    assert sorted(place.images.iterdir()) == before
 
 
 def test_a_mask_never_replaces_the_image_it_is_made_from(place):
@@ -343,7 +347,7 @@ def test_a_mask_never_replaces_the_image_it_is_made_from(place):
 
 def test_cuda_asked_for_and_absent(monkeypatch, place, capsys):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert autoseg(place, "--device", "cuda") == 2
+    assert autoseg(place, device="cuda") == 2
     assert "--device cpu" in capsys.readouterr().err
     assert not place.masks.exists()
 
@@ -379,3 +383,36 @@ def test_a_full_disk_leaves_no_half_mask(monkeypatch, place, capsys):
 
 def test_an_unknown_speed_is_an_unknown_option(place):
     assert autoseg(place, "--speed", "fast") != 0
+
+
+# ---------------------------------------------------------------- reading, computing and writing at once
+def test_stages_overlap_and_reading_stays_a_few_cases_ahead(monkeypatch, place):
+    """Slow reading and slow writing take the time of one of them, and few images wait in memory."""
+    for number in range(2, 10):
+        write_nifti(place.images / f"case{number}_0000.nii.gz", shape=(8, 8, 8))
+    read, write, compute = prediction.read_image, prediction.write_labels, prediction.predict_logits_of
+    begun, computed, distances = [], [], []
+
+    def slow_read(*arguments):
+        begun.append(1)
+        time.sleep(0.1)
+        return read(*arguments)
+
+    def noted_compute(*arguments):
+        distances.append(len(begun) - len(computed))
+        computed.append(1)
+        return compute(*arguments)
+
+    def slow_write(*arguments):
+        time.sleep(0.1)
+        write(*arguments)
+
+    monkeypatch.setattr(prediction, "read_image", slow_read)
+    monkeypatch.setattr(prediction, "predict_logits_of", noted_compute)
+    monkeypatch.setattr(prediction, "write_labels", slow_write)
+    cases = list_images(place.images, 1, ".nii.gz")
+    start = time.perf_counter()
+    written, failures = predict_cases(cases, models_of(place), place.masks, cpu_settings(tta=False))
+    assert (len(written), len(failures)) == (10, 0)
+    assert time.perf_counter() - start < 1.9  # one after the other: 2 s and the computing
+    assert max(distances) <= prediction.READ_AHEAD + 1

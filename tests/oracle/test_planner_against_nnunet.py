@@ -35,7 +35,8 @@ def make_fingerprint(
     labels = {"background": 0} | {f"organ_{value}": value for value in range(1, label_count)}
     return Fingerprint(
         dataset="/somewhere", name="Dataset001_Made", is_2d=is_2d, file_ending=".nii.gz",
-        channel_names=channels, labels=labels, intensities=(STATISTICS,) * len(channels), median_relative_size_after_cropping=kept,
+        channel_names=channels, labels=labels, intensities=(STATISTICS,) * len(channels),
+        median_relative_size_after_cropping=kept,
         cases=tuple(
             CaseFingerprint(id=f"case_{number:03d}", shape=shape, cropped_shape=shape, spacing=spacing,
                             left_right_axis=None if is_2d else 2, class_voxels=dict.fromkeys(labels, 1))

@@ -21,7 +21,12 @@ with warnings.catch_warnings():
 
 CPU = torch.device("cpu")
 EXACT = WindowSettings(device=CPU)
-CASES_3D = [((9, 21, 30), (8, 16, 12)), ((5, 40, 11), (8, 16, 12)), ((8, 16, 12), (8, 16, 12)), ((25, 7, 13), (8, 9, 13))]
+CASES_3D = [
+    ((9, 21, 30), (8, 16, 12)),
+    ((5, 40, 11), (8, 16, 12)),
+    ((8, 16, 12), (8, 16, 12)),
+    ((25, 7, 13), (8, 9, 13)),
+]
 
 
 class SmallNetwork(torch.nn.Module):

@@ -92,6 +92,16 @@ def test_a_declared_label_that_no_case_has_is_an_error(tmp_path: Path) -> None:
     assert "spirit" in str(caught.value) and "shell" not in str(caught.value)
 
 
+def test_flat_images_among_deep_ones_are_an_error(tmp_path: Path) -> None:
+    folder = write_dataset(tmp_path / "made", {f"case_{seed}": random_case(seed) for seed in range(3)})
+    for path in (*(folder / "imagesTr").glob("case_1*"), *(folder / "labelsTr").glob("case_1*")):
+        image = nibabel.load(path)
+        plane = np.asanyarray(image.dataobj)[..., 5]
+        nibabel.save(nibabel.Nifti1Image(plane, image.affine), path)
+    with pytest.raises(UserError, match="case_1.*two datasets|two datasets"):
+        measure(open_dataset(folder), workers=1)
+
+
 def test_labels_only_outside_the_nonzero_part_are_an_error(tmp_path: Path) -> None:
     channels, labels = random_case(0)
     labels[:] = 0

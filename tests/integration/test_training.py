@@ -1,0 +1,199 @@
+"""Training as a user runs it: what it leaves, exact resuming, and every request that it must refuse."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import nibabel
+import numpy as np
+import pytest
+import safetensors.numpy
+import torch
+
+from autoseg.commands.plan import plan
+from autoseg.commands.train import train
+from autoseg.data.splits import read_splits, training_cases
+from autoseg.data.store import open_store, store_folder
+from autoseg.errors import UserError
+from autoseg.planning.planner import store_record
+from autoseg.records import read_record, write_record
+from autoseg.schema import CheckpointInfo, Plan
+from autoseg.training.session import Session, train_session
+from autoseg.training.settings import TrainSettings
+
+SHAPE = (20, 18, 16)  # x, y, z in the file
+
+
+def write_dataset(folder: Path, cases: int = 5, labels: dict[str, int] | None = None) -> Path:
+    """A ball per case, brighter than its noisy surroundings; values in the files are those of `labels`."""
+    labels = labels or {"background": 0, "ball": 7}
+    rng = np.random.default_rng(3)
+    (folder / "imagesTr").mkdir(parents=True)
+    (folder / "labelsTr").mkdir()
+    grid = np.stack(np.meshgrid(*(np.arange(n) for n in SHAPE), indexing="ij"))
+    for case in range(cases):
+        center = np.array(SHAPE).reshape(3, 1, 1, 1) / 2 + rng.uniform(-2, 2, (3, 1, 1, 1))
+        label = np.zeros(SHAPE, np.uint8)
+        for value in list(labels.values())[1:]:
+            ball = ((grid - center - (value % 3)) ** 2).sum(0) < 16
+            label[ball] = value
+        image = rng.normal(size=SHAPE) + 3 * (label > 0)
+        affine = np.diag([1.2, 1.0, 1.5, 1.0])
+        nibabel.save(nibabel.Nifti1Image(image.astype(np.float32), affine), folder / f"imagesTr/case{case}_0000.nii.gz")
+        nibabel.save(nibabel.Nifti1Image(label, affine), folder / f"labelsTr/case{case}.nii.gz")
+    (folder / "dataset.json").write_text(json.dumps({
+        "channel_names": {"0": "MR"}, "labels": labels, "numTraining": cases, "file_ending": ".nii.gz"}))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("training")
+    assert plan(write_dataset(folder / "dataset"), run=folder / "run", workers=1) == 0
+    return folder / "run"
+
+
+def session(run: Path, folder: Path, fold: str = "0", **settings: object) -> Session:
+    decided = read_record(Plan, run / "plan.json")
+    record = store_record(decided, "3d_fullres")
+    store = open_store(store_folder(run, "3d_fullres", record))
+    ids = sorted(store.cases)
+    train_ids, validation_ids = training_cases(read_splits(run / "splits.json", ids), fold, ids)
+    chosen = TrainSettings(epochs=4, steps_per_epoch=5, validation_steps=1, max_batch_size=2, precision="float32")
+    return Session(
+        plan=decided, configuration="3d_fullres", architecture="resenc", name="test", fold=fold,
+        settings=replace(chosen, **settings), seed=5, store=store, train_ids=tuple(train_ids),
+        validation_ids=tuple(validation_ids), folder=folder, device=torch.device("cpu"), versions={},
+    )
+
+
+@pytest.mark.parametrize("caching", ["resident", "streamed"])
+def test_stopping_and_resuming_equals_training_in_one_go_bit_for_bit(run, tmp_path, caching):
+    whole = session(run, tmp_path / "whole", caching="resident")
+    assert train_session(whole, False, lambda _: False).steps == 20
+    parts = session(run, tmp_path / "parts", caching=caching)
+    # Step 8 is inside the second epoch: its metrics must survive as well.
+    assert train_session(parts, False, lambda step: step == 8) is None
+    assert not (parts.folder / "model.json").exists()
+    assert train_session(parts, True, lambda _: False).steps == 20
+    folders = (whole.folder, parts.folder)
+    one, other = (safetensors.numpy.load_file(folder / "weights.safetensors") for folder in folders)
+    assert one.keys() == other.keys() and all(np.array_equal(one[name], other[name]) for name in one)
+    timeless = [[{key: value for key, value in json.loads(line).items()
+                  if key not in ("seconds", "steps_per_second", "data_wait")}
+                 for line in (folder / "metrics.jsonl").read_text().splitlines()]
+                for folder in folders]
+    assert timeless[0] == timeless[1] and [line["step"] for line in timeless[0]] == [5, 10, 15, 20]
+
+
+def test_resuming_with_another_plan_seed_or_fold_is_refused(run, tmp_path):
+    asked = session(run, tmp_path / "model")
+    assert train_session(asked, False, lambda step: step == 1) is None
+    network = asked.plan.configurations["3d_fullres"].networks["resenc"]
+    changed = network.model_copy(update={"batch_dice": not network.batch_dice})
+    configuration = asked.plan.configurations["3d_fullres"].model_copy(update={"networks": {"resenc": changed}})
+    other = replace(asked, plan=asked.plan.model_copy(update={"configurations": {"3d_fullres": configuration}}))
+    for refused, word in ((other, "plan"), (replace(asked, seed=6), "seed"),
+                          (replace(asked, train_ids=asked.train_ids[1:]), "cases")):
+        with pytest.raises(UserError, match=word):
+            train_session(refused, True, lambda _: False)
+
+
+def test_a_time_limit_ends_the_schedule(run, tmp_path):
+    asked = session(run, tmp_path / "model", epochs=100000, max_minutes=0.03, steps_per_epoch=2, validation_steps=0)
+    info = train_session(asked, False, lambda _: False)
+    lines = [json.loads(line) for line in (asked.folder / "metrics.jsonl").read_text().splitlines()]
+    assert 1.8 <= info.seconds < 10 and lines[-1]["learning_rate"] < 0.5 * lines[0]["learning_rate"]
+
+
+def test_a_whole_training_leaves_model_masks_and_scores(run):
+    assert train(run=run, epochs=2, steps_per_epoch=5, preset="quick", name="whole", fold="1", device="cpu") == 0
+    folder = run / "models" / "whole" / "3d_fullres" / "fold_1"
+    assert {"weights.safetensors", "model.json", "metrics.jsonl", "progress.png", "validation", "scores.json"} <= {
+        path.name for path in folder.iterdir()}
+    info = read_record(CheckpointInfo, folder / "model.json")
+    assert info.steps == 10 and info.labels == {"background": 0, "ball": 7} and info.mirror_axes == (0, 1, 2)
+    [mask] = (folder / "validation").glob("*.nii.gz")
+    assert set(np.unique(np.asarray(nibabel.load(mask).dataobj))) <= {0, 7}
+    assert json.loads((run / "run.json").read_text())["command"] == "train"
+    with pytest.raises(UserError, match="finished model"):
+        train(run=run, epochs=2, preset="quick", name="whole", fold="1")
+
+
+def test_left_and_right_are_not_mirrored(tmp_path):
+    dataset = write_dataset(tmp_path / "dataset", labels={"background": 0, "left_kidney": 1, "right_kidney": 2})
+    plan(dataset, run=tmp_path / "run", workers=1)
+    for choice, expected in (("auto", (0, 1)), ("nnunet", (0, 1, 2)), ("none", ())):
+        asked = session(tmp_path / "run", tmp_path / choice, epochs=1, steps_per_epoch=1, mirror=choice)
+        axes = asked.plan.axes
+        positions = tuple(axes.index(axis) for axis in expected)
+        assert train_session(asked, False, lambda _: False).mirror_axes == tuple(sorted(positions))
+
+
+def test_one_case_trains_with_fold_all_only(tmp_path):
+    plan(write_dataset(tmp_path / "dataset", cases=1), run=tmp_path / "run", workers=1)
+    with pytest.raises(UserError, match="--fold all"):
+        train(run=tmp_path / "run", preset="quick", device="cpu")
+    assert train(run=tmp_path / "run", preset="quick", epochs=1, steps_per_epoch=1, fold="all", device="cpu") == 0
+
+
+@pytest.mark.parametrize(("choices", "word"), [
+    ({"fold": "9"}, "fold"), ({"fold": "left"}, "fold"), ({"configuration": "2d", "architecture": "plain"}, "plain"),
+    ({"configuration": "3d_lowres"}, "3d_lowres"), ({"resume": True}, "no training"), ({"preset": "fast"}, "quick"),
+    ({"name": "../elsewhere"}, "name"), ({"epochs": 0}, "epochs"), ({"resume": True, "overwrite": True}, "one of them"),
+])
+def test_requests_that_make_no_sense_are_refused_and_leave_nothing(run, choices, word):
+    before = sorted(run.rglob("models/**"))
+    with pytest.raises(UserError, match=word):
+        train(run=run, **choices)
+    assert sorted(run.rglob("models/**")) == before
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
+def test_a_gpu_that_is_absent_is_an_error_not_a_fallback(run):
+    with pytest.raises(UserError, match="cuda"):
+        train(run=run, device="cuda")
+
+
+def test_training_before_planning_says_what_to_run(tmp_path):
+    with pytest.raises(UserError, match="autoseg plan"):
+        train(run=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_run_folder_belongs_to_one_dataset(run, tmp_path):
+    with pytest.raises(UserError, match="one dataset"):
+        plan(write_dataset(tmp_path / "other"), run=run, workers=1)
+
+
+def test_planning_again_adds_a_network_and_keeps_the_store(run):
+    before = sorted((run / "preprocessed").rglob("*.b2nd"))
+    plan(run.parent / "dataset", run=run, architecture="plain", workers=1)
+    configuration = read_record(Plan, run / "plan.json").configurations["3d_fullres"]
+    assert set(configuration.networks) == {"plain", "resenc"} and configuration.architecture == "plain"
+    assert sorted((run / "preprocessed").rglob("*.b2nd")) == before
+    plan(run.parent / "dataset", run=run, architecture="resenc", workers=1)
+
+
+def test_a_run_folder_that_cannot_be_made_is_one_message(run, tmp_path):
+    (tmp_path / "file").write_text("no folder")
+    with pytest.raises(UserError, match="file"):
+        plan(run.parent / "dataset", run=tmp_path / "file" / "run", workers=1)
+    assert (tmp_path / "file").read_text() == "no folder"
+
+
+def test_a_diverging_loss_is_one_message(run, tmp_path):
+    asked = session(run, tmp_path / "model", learning_rate=1e30)
+    with pytest.raises(UserError, match="diverged"):
+        train_session(asked, False, lambda _: False)
+    assert not (asked.folder / "model.json").exists()
+
+
+def test_a_plan_of_another_version_is_refused(run, tmp_path):
+    content = json.loads((run / "plan.json").read_text())
+    (tmp_path / "plan.json").write_text(json.dumps({**content, "version": 2}))
+    with pytest.raises(UserError, match="version"):
+        train(run=tmp_path)
+    write_record(read_record(Plan, run / "plan.json"), tmp_path / "plan.json")
+    with pytest.raises(UserError, match=r"splits\.json"):
+        train(run=tmp_path)
