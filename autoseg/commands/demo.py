@@ -76,7 +76,7 @@ def demo(
     A demo that is in the folder already is replaced.
     """
     folders, start = DemoFolders(run), time.perf_counter()
-    _clear(folders)
+    clear_earlier_demo(folders)
     with recorded("demo", run, seed) as recording:
         with redirect_stdout(sys.stderr) if json else nullcontext():
             write_stdout(f"A phantom dataset: {TRAINING_CASES} training cases, {HELD_OUT_CASES} held out.")
@@ -117,7 +117,7 @@ def _announce(command: str) -> None:
     write_stdout(f"\n$ {command}")
 
 
-def _clear(folders: DemoFolders) -> None:
+def clear_earlier_demo(folders: DemoFolders) -> None:
     """Remove an earlier demo; refuse a folder that holds anything else."""
     found = set(folders.root.iterdir()) if folders.root.is_dir() else set()
     if folders.dataset.is_dir():  # the first thing a demo makes

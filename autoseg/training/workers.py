@@ -91,7 +91,9 @@ class StreamedSteps:
     def _start(self, step: int) -> MultiThreadedAugmenter:
         self.close()
         steps = WorkerSteps(self._reader, step, self._workers)
-        augmenter = MultiThreadedAugmenter(steps, None, self._workers, _STEPS_CACHED_PER_WORKER, wait_time=_POLL_SECONDS)
+        augmenter = MultiThreadedAugmenter(
+            steps, None, self._workers, _STEPS_CACHED_PER_WORKER, wait_time=_POLL_SECONDS
+        )
         self._augmenter = augmenter
         with warnings.catch_warnings():
             # Python 3.12 warns of forking beside torch's threads; the workers use numpy and blosc2 alone.
