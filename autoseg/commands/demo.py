@@ -20,7 +20,7 @@ from autoseg.data.volume import read_image, read_labels
 from autoseg.errors import UserError
 from autoseg.progress import readable_seconds
 from autoseg.records import read_record, storage_error
-from autoseg.schema import CaseScores, Scores
+from autoseg.schema import CaseScores, RunRecord, Scores
 
 DemoOption = Annotated[Path, Parameter(name="--run", help="Folder for all that the demo makes.")]
 
@@ -59,6 +59,11 @@ class DemoFolders:
     def picture(self) -> Path:
         """The overlay."""
         return self.root / "overlay.png"
+
+    @property
+    def record(self) -> Path:
+        """The demo's own run.json."""
+        return self.root / "run.json"
 
 
 def demo(
@@ -120,9 +125,8 @@ def _announce(command: str) -> None:
 def clear_earlier_demo(folders: DemoFolders) -> None:
     """Remove an earlier demo; refuse a folder that holds anything else."""
     found = set(folders.root.iterdir()) if folders.root.is_dir() else set()
-    if folders.dataset.is_dir():  # the first thing a demo makes
-        found -= {folders.dataset.parent, folders.run, folders.masks, folders.picture}
-        found -= {folders.root / "run.json"}
+    if _is_demo(folders):
+        found -= {folders.dataset.parent, folders.run, folders.masks, folders.picture, folders.record}
     if found:
         raise UserError(f"{folders.root} holds {min(found).name}, which no demo wrote; a new folder or "
                         "that of an earlier demo was expected.\nName another folder with --run.")
@@ -130,8 +134,16 @@ def clear_earlier_demo(folders: DemoFolders) -> None:
         for folder in (folders.dataset.parent, folders.run, folders.masks):
             if folder.exists():
                 shutil.rmtree(folder)
+        folders.picture.unlink(missing_ok=True)
     except OSError as error:
         raise storage_error(error, folders.root) from error
+
+
+def _is_demo(folders: DemoFolders) -> bool:
+    # The dataset's folder is the first thing a demo makes, its record the last.
+    if folders.dataset.is_dir():
+        return True
+    return folders.record.exists() and read_record(RunRecord, folders.record).command == "demo"
 
 
 def _draw(folders: DemoFolders, scores: Scores) -> None:

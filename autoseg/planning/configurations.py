@@ -138,6 +138,8 @@ def _draft_3d(target: Target, case_count: int, budget: Budget) -> Drafts:
     possible: dict[ConfigurationName, Draft] = {"3d_fullres": Draft(spacing, median_shape, fullres)}
     if lowres is None or not kept:
         return Drafts(possible, {"3d_lowres": _no_lowres_reason(share, reduction)})
+    if obstacle := _too_small(lowres.spacing, lowres.median_shape):
+        return Drafts(possible, {"3d_lowres": obstacle})
     possible["3d_lowres"] = _draft_lowres(lowres, case_count, budget, share)
     return Drafts(possible, {})
 
@@ -169,7 +171,8 @@ def _find_lowres(target: Target, patch: FittedPatch, budget: Budget) -> LowresGr
     """The first coarser grid whose patch covers a quarter of the median case; None if full resolution does.
 
     Spacing grows by 3% a step: of the axes finer than half the coarsest spacing while there are any, then
-    of all.
+    of all. The search ends at a grid on which no network can be built (`_too_small`); nnU-Net plans a
+    network of one stage there, which fails when it runs.
     """
     grid, share = None, np.prod(patch.shape) / np.prod(target.median_shape)
     spacing = np.array(target.spacing)
@@ -177,6 +180,8 @@ def _find_lowres(target: Target, patch: FittedPatch, budget: Budget) -> LowresGr
         finer = spacing.max() / spacing > 2
         spacing = np.where(finer | ~finer.any(), spacing * SPACING_STEP, spacing)
         grid = lowres_grid(target, spacing.tolist())
+        if _too_small(grid.spacing, grid.median_shape):
+            break
         share = np.prod(fit_patch(grid.spacing, grid.median_shape, budget).shape) / grid.voxels
     return grid
 

@@ -3,6 +3,7 @@
 import pytest
 
 from autoseg.commands.demo import DemoFolders, clear_earlier_demo
+from autoseg.commands.recording import recorded
 from autoseg.errors import UserError
 
 
@@ -11,7 +12,9 @@ def test_an_earlier_demo_is_removed_and_a_new_folder_is_fine(tmp_path):
     clear_earlier_demo(folders)
     for folder in (folders.dataset, folders.run / "models", folders.masks):
         folder.mkdir(parents=True)
-    (folders.root / "run.json").write_text("{}")
+    folders.picture.write_bytes(b"")
+    with recorded("demo", folders.root):
+        pass
     clear_earlier_demo(folders)
     assert [path.name for path in folders.root.iterdir()] == ["run.json"]
     clear_earlier_demo(folders)

@@ -157,6 +157,12 @@ def test_lowres_exists_where_the_patch_sees_little_and_says_so() -> None:
     assert any(reason.startswith("No 3d_lowres") for reason in plan(SMALL).reasons)
 
 
+def test_a_lowres_that_no_network_can_be_built_for_is_left_out_with_the_reason() -> None:
+    planned = plan(make_fingerprint((381, 12, 239), (4.07, 0.39, 0.87)), preset_size="M")
+    assert set(planned.configurations) == {"2d", "3d_fullres"}
+    assert any(reason.startswith("No 3d_lowres") and "halved" in reason for reason in planned.reasons)
+
+
 def test_only_what_is_asked_for_is_planned() -> None:
     assert tuple(plan(LARGE_CT, configurations=("3d_lowres",)).configurations) == ("3d_lowres",)
     only_2d = plan(LARGE_CT, configurations=("2d",))
