@@ -16,7 +16,7 @@ from autoseg.commands.options import (
 )
 from autoseg.commands.output import write_json_object, write_stdout
 from autoseg.commands.recording import recorded
-from autoseg.errors import UserError
+from autoseg.errors import UserError, all_of
 from autoseg.progress import readable_seconds
 from autoseg.schema import ConfigurationName, Failure
 
@@ -39,7 +39,7 @@ def predict(  # noqa: PLR0913 (a command's options)
         ConfigurationName | None, Parameter(help="Needed where the model was trained in several.")
     ] = None,
     folds: Annotated[
-        str | None, Parameter(help="Comma-separated: 0,1 or all (the fold `all`); default: all trained.")
+        str | None, Parameter(help="Comma-separated (0,1,…) or `all`; by default every trained fold, averaged.")
     ] = None,
     speed: Annotated[Literal["exact"], Parameter(help="`exact`: nnU-Net's windows and mirroring.")] = "exact",
     tta: Annotated[
@@ -54,7 +54,7 @@ def predict(  # noqa: PLR0913 (a command's options)
 
     Several folds are averaged. Without --name and --configuration the only trained model is taken. The output
     folder receives one mask per case, labels.json and, if a case failed, failures.json with the reason
-    (exit status 3).
+    (exit status 3; 2 when every case failed).
     """
     from autoseg.inference.trained import choose_folds, choose_model
 
@@ -67,6 +67,10 @@ def predict(  # noqa: PLR0913 (a command's options)
         recording.inputs.update({f"fold_{info.fold}": info.weights_sha256 for _, info in networks})
         recording.inputs["images"] = str(input.resolve())
         written, failures, recording.device = _predict(networks, input, output, device, tta, overwrite)
+        if failures and not written:
+            raise all_of([f"{failure.id}: {failure.reason}" for failure in failures],
+                         f"{input}: none of the {len(failures)} cases could be segmented:",
+                         "Correct these images, or name another folder with --input.")
         seconds = round(time.perf_counter() - start, 3)
         recording.exit_status = SOME_FAILED if failures else 0
         counts = {"predicted": len(written), "failed": len(failures)}

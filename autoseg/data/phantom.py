@@ -20,8 +20,8 @@ CASE_NAME = "phantom_{:03d}"
 
 # Signal before noise. Both organs, the body wall, the vessel and the decoy share one value.
 AIR, TISSUE, ORGAN, DARK_CAPSULE, BRIGHT_CAPSULE = 0.02, 0.40, 0.62, 0.14, 1.0
-NOISE, BIAS = 0.05, 0.20
-CAPSULE_MM = 2.2
+NOISE, BIAS = 0.04, 0.18
+CAPSULE_MM = 3.0
 
 
 @dataclass(frozen=True)
@@ -131,8 +131,8 @@ def _ellipsoid(
 
 def _wall(body: Field, rng: np.random.Generator) -> Mask:
     """A layer under the body's surface, of varying thickness."""
-    inner = -rng.uniform(5.5, 7.5) + _smooth_field(body.shape, 0.7, rng)
-    return np.asarray((body < -2.0) & (body > inner))
+    inner = -rng.uniform(7.5, 9.0) + _smooth_field(body.shape, 0.7, rng)
+    return np.asarray((body < -4.0) & (body > inner))
 
 
 def _vessel(points: Points, rng: np.random.Generator) -> Mask:

@@ -66,13 +66,15 @@ def choose_model(run: Path, name: str | None, configuration: str | None) -> Trai
 
 
 def choose_folds(model: TrainedModel, folds: str | None) -> tuple[str, ...]:
-    """The folds in a comma-separated list ("0,1", "all"); every finished one when the list is None.
+    """The folds in a comma-separated list; every finished one when it is None or `all`.
+
+    Where a fold named `all` (trained on every case) is finished, `all` means that one, as for `train --fold all`.
 
     Raises
     ------
     UserError : a fold that is not there, or an empty list.
     """
-    if folds is None:
+    if folds is None or (folds == "all" and "all" not in model.folds):
         return model.folds
     wanted = tuple(dict.fromkeys(fold.strip() for fold in folds.split(",") if fold.strip()))
     missing = [fold for fold in wanted if fold not in model.folds]

@@ -17,6 +17,7 @@ from autoseg.planning.patch import (
     fit_patch,
     readable_mm,
     readable_shape,
+    search_patch,
 )
 from autoseg.planning.spacing import Target
 from autoseg.planning.topology import Numbers, pool
@@ -110,7 +111,7 @@ def _network(
 
 def _draft_2d(target: Target, case_count: int, budget: Budget) -> Drafts:
     spacing, median_shape = target.spacing[1:], target.median_shape[1:]
-    if obstacle := _too_small(spacing, median_shape):
+    if obstacle := _too_small(spacing, median_shape, budget):
         return Drafts({}, {"2d": obstacle})
     dataset_voxels = float(np.prod(target.median_shape) * case_count)
     reason = ("Batch dice: slices without some label are common, so the Dice loss pools the batch, as "
@@ -121,7 +122,7 @@ def _draft_2d(target: Target, case_count: int, budget: Budget) -> Drafts:
 
 def _draft_3d(target: Target, case_count: int, budget: Budget) -> Drafts:
     spacing, median_shape = target.spacing, target.median_shape
-    obstacle = _too_small(spacing, median_shape)
+    obstacle = _too_small(spacing, median_shape, budget)
     if not target.has_depth:
         obstacle = "the images have a single slice (median)."
     if obstacle:
@@ -138,8 +139,8 @@ def _draft_3d(target: Target, case_count: int, budget: Budget) -> Drafts:
     possible: dict[ConfigurationName, Draft] = {"3d_fullres": Draft(spacing, median_shape, fullres)}
     if lowres is None or not kept:
         return Drafts(possible, {"3d_lowres": _no_lowres_reason(share, reduction)})
-    if obstacle := _too_small(lowres.spacing, lowres.median_shape):
-        return Drafts(possible, {"3d_lowres": obstacle})
+    if not search_patch(lowres.spacing, lowres.median_shape, budget).buildable:
+        return Drafts(possible, {"3d_lowres": _not_halved(lowres.spacing, lowres.median_shape)})
     possible["3d_lowres"] = _draft_lowres(lowres, case_count, budget, share)
     return Drafts(possible, {})
 
@@ -171,8 +172,7 @@ def _find_lowres(target: Target, patch: FittedPatch, budget: Budget) -> LowresGr
     """The first coarser grid whose patch covers a quarter of the median case; None if full resolution does.
 
     Spacing grows by 3% a step: of the axes finer than half the coarsest spacing while there are any, then
-    of all. The search ends at a grid on which no network can be built (`_too_small`); nnU-Net plans a
-    network of one stage there, which fails when it runs.
+    of all.
     """
     grid, share = None, np.prod(patch.shape) / np.prod(target.median_shape)
     spacing = np.array(target.spacing)
@@ -180,16 +180,22 @@ def _find_lowres(target: Target, patch: FittedPatch, budget: Budget) -> LowresGr
         finer = spacing.max() / spacing > 2
         spacing = np.where(finer | ~finer.any(), spacing * SPACING_STEP, spacing)
         grid = lowres_grid(target, spacing.tolist())
-        if _too_small(grid.spacing, grid.median_shape):
-            break
-        share = np.prod(fit_patch(grid.spacing, grid.median_shape, budget).shape) / grid.voxels
+        share = np.prod(search_patch(grid.spacing, grid.median_shape, budget).shape) / grid.voxels
     return grid
 
 
-def _too_small(spacing: Numbers, median_shape: Numbers) -> str | None:
-    """Why no network can be built for images of this shape, or None."""
-    if pool(spacing, first_patch_shape(spacing, median_shape)).stages > 1:
+def _too_small(spacing: Numbers, median_shape: Numbers, budget: Budget) -> str | None:
+    """Why no network can be built for images of this shape however much memory there is, or None.
+
+    nnU-Net plans a network of one stage there, which fails when it runs.
+    """
+    halvable = pool(spacing, first_patch_shape(spacing, median_shape)).stages > 1
+    if halvable or search_patch(spacing, median_shape, budget).buildable:
         return None
+    return _not_halved(spacing, median_shape)
+
+
+def _not_halved(spacing: Numbers, median_shape: Numbers) -> str:
     return (f"the median image of {readable_shape(median_shape)} voxels at {readable_mm(spacing)} mm cannot "
             "be halved even once: a network needs 12 voxels along the finest axis, or 8 along two of like spacing.")
 

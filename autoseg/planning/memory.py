@@ -72,8 +72,8 @@ def feature_map_values(
 
     Encoder: every convolution (plain), or the stem, two convolutions per residual block and one more where
     the block's shortcut changes resolution or features (resenc). Decoder: per stage the transposed
-    convolution and its convolutions at the skip's resolution, and the final logits once. `output_channels`
-    counts background.
+    convolution and its convolutions at the skip's resolution, and the final logits once (none without a
+    decoder). `output_channels` counts background.
     """
     voxels = _voxels_per_stage(topology, patch_shape)
     total = 0
@@ -85,7 +85,7 @@ def feature_map_values(
         total += size * features * convolutions
         if stage < len(topology.decoder_blocks):
             total += size * features * (topology.decoder_blocks[-1 - stage] + 1)
-    return total + voxels[0] * output_channels
+    return total + voxels[0] * output_channels * bool(topology.decoder_blocks)
 
 
 def _voxels_per_stage(topology: Topology, patch_shape: Sequence[int]) -> list[int]:

@@ -59,6 +59,11 @@ class FittedPatch:
     first_values: int
     steps: int
 
+    @property
+    def buildable(self) -> bool:
+        """Whether there is anything to halve: a U-Net of one stage has no decoder and gives no logits."""
+        return len(self.topology.strides) > 1
+
 
 @dataclass(frozen=True)
 class BatchChoice:
@@ -74,23 +79,33 @@ class BatchChoice:
 
 
 def fit_patch(spacing: Numbers, median_shape: Numbers, budget: Budget) -> FittedPatch:
-    """The patch for images of `median_shape` voxels at `spacing` mm (plan order, 2 or 3 axes).
+    """As `search_patch`, but a patch that a network can be built for.
 
     Raises
     ------
     UserError : the memory is too small for the smallest network.
     """
+    patch = search_patch(spacing, median_shape, budget)
+    if not patch.buildable:
+        raise UserError(
+            f"--memory-gib {budget.memory_gib:g}: not even the smallest {len(spacing)}-D patch fits into this "
+            f"memory with the architecture {budget.architecture!r}.\nGive more memory (nnU-Net's default is 8), "
+            "or ask only for configurations that need less with --configurations 2d."
+        )
+    return patch
+
+
+def search_patch(spacing: Numbers, median_shape: Numbers, budget: Budget) -> FittedPatch:
+    """The patch for images of `median_shape` voxels at `spacing` mm (plan order, 2 or 3 axes).
+
+    Where memory or images are too small the outcome is not `buildable`. The search goes on through patches that
+    cannot be halved, because shortening a fine axis can make others the finest.
+    """
     pooling = pool(spacing, first_patch_shape(spacing, median_shape))
     values = _values(pooling, budget)
     first_shape, first_values, steps = pooling.patch_shape, values, 0
-    while not _fits(values, len(spacing), budget):
+    while not _fits(values, len(spacing), budget) and max(pooling.patch_shape) > 1:
         pooling = _shortened(pooling, spacing, median_shape)
-        if pooling.stages < 2:
-            raise UserError(
-                f"--memory-gib {budget.memory_gib:g}: not even the smallest {len(spacing)}-D patch fits into this "
-                f"memory with the architecture {budget.architecture!r}.\nGive more memory (nnU-Net's default is "
-                "8), or ask only for configurations that need less with --configurations 2d."
-            )
         values, steps = _values(pooling, budget), steps + 1
     topology = build_topology(budget.architecture, pooling)
     return FittedPatch(pooling.patch_shape, topology, values, first_shape, first_values, steps)
@@ -146,7 +161,7 @@ def _fits(values: int, dimensions: int, budget: Budget) -> bool:
 
 
 def _shortened(pooling: Pooling, spacing: Numbers, median_shape: Numbers) -> Pooling:
-    """The next smaller patch of a network with two stages or more.
+    """The next smaller patch; one axis at least has more than one voxel.
 
     The axis that covers the largest share of the median image is shortened (the last one of equals) by the
     divisor that it would have after being shortened by its present divisor: a network with fewer halvings
