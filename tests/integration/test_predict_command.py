@@ -271,7 +271,7 @@ def test_logits_that_are_not_finite_fail_the_case(place):
         (["--name", "hybrid"], ["--name hybrid", "--name plain"]),
         (["--configuration", "2d"], ["--configuration 2d", "3d_fullres"]),
         (["--folds", "0,3"], ["fold 3", "it holds 0"]),
-        (["--folds", "all"], ["fold all", "it holds 0"]),
+        (["--folds", "all,7"], ["fold all", "it holds 0"]),
         (["--folds", ","], ["no fold"]),
     ],
 )

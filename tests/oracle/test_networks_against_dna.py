@@ -126,12 +126,15 @@ def test_initialization_has_the_same_distribution(architecture: str) -> None:
 
 def test_instance_norm_is_the_chain_of_its_three_operations() -> None:
     """Values and first derivatives, in both memory formats, with and without addition and activation."""
-    for shape, last in (((2, 3, 4, 5), torch.channels_last), ((3, 2, 3, 4, 2), torch.channels_last_3d)):
+    shapes = [(2, 3, 4, 5), (2, 3, 36, 32), (3, 2, 3, 4, 2), (2, 2, 16, 9, 8)]  # below and above FEW_VOXELS
+    for shape in shapes:
+        last = torch.channels_last if len(shape) == 4 else torch.channels_last_3d
         for slope in (0.01, 1.0):
             for residual in (None, torch.randn(shape, dtype=torch.float64, requires_grad=True)):
                 norm = InstanceNorm(shape[1], slope).double()
                 nn.init.normal_(norm.weight), nn.init.normal_(norm.bias)
-                x = torch.randn(shape, dtype=torch.float64).to(memory_format=last).requires_grad_()
+                x = torch.randn(shape, dtype=torch.float64, requires_grad=True)
+                x = x if slope == 1.0 and residual is None else x.to(memory_format=last)
                 expected = nn.functional.instance_norm(x, weight=norm.weight, bias=norm.bias, eps=1e-5)
                 expected = expected if residual is None else expected + residual
                 expected = nn.functional.leaky_relu(expected, slope)
