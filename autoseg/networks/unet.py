@@ -6,7 +6,7 @@ segmentation head at every decoder level. Nothing depends on the patch's shape.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +23,7 @@ TRANSPOSED: dict[int, type[nn.ConvTranspose2d] | type[nn.ConvTranspose3d]] = {
     2: nn.ConvTranspose2d,
     3: nn.ConvTranspose3d,
 }
+UPSAMPLED = {2: functional.conv_transpose2d, 3: functional.conv_transpose3d}
 POOLING: dict[int, type[nn.AvgPool2d] | type[nn.AvgPool3d]] = {2: nn.AvgPool2d, 3: nn.AvgPool3d}
 
 
@@ -36,6 +37,20 @@ def convolution(
     return kind(inputs, outputs, tuple(kernel), tuple(stride), padding, bias=bias)  # type: ignore[arg-type]
 
 
+def convolve(operation: Callable[[Tensor], Tensor], x: Tensor, stride: Sequence[int]) -> Tensor:
+    """`operation`, a convolution with `stride`; on the CPU in float32 where the result is thinner than 3 voxels.
+
+    oneDNN (in torch 2.15) miscomputes bfloat16 convolutions there: the derivative by the weight is garbage for
+    inputs of two slices under three-slice kernels (found here against float64, AMD with avx512_bf16), and values
+    are wrong for strided outputs one voxel wide (pytorch/pytorch#169688). Such maps are small.
+    """
+    thin = any(size // step < 3 for size, step in zip(x.shape[2:], stride, strict=True))
+    if thin and x.device.type == "cpu" and torch.is_autocast_enabled("cpu"):
+        with torch.autocast("cpu", enabled=False):
+            return operation(x.float())
+    return operation(x)
+
+
 class ConvolutionBlock(nn.Module):
     """Convolution → instance normalization (→ addition) → leaky ReLU."""
 
@@ -45,7 +60,7 @@ class ConvolutionBlock(nn.Module):
         self.norm = InstanceNorm(outputs, SLOPE)
 
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
-        result: Tensor = self.norm(self.convolution(x), residual)
+        result: Tensor = self.norm(convolve(self.convolution, x, self.convolution.stride), residual)
         return result
 
 
@@ -64,11 +79,13 @@ class Projection(nn.Module):
         self.stride = tuple(stride)
 
     def forward(self, x: Tensor) -> Tensor:
+        result: Tensor = self.norm(convolve(self._mean_and_convolution, x, self.stride))
+        return result
+
+    def _mean_and_convolution(self, x: Tensor) -> Tensor:
         weight = self.convolution.weight
         spread = (weight / math.prod(self.stride)).expand(*weight.shape[:2], *self.stride)
-        strided = STRIDED[len(self.stride)](x, spread, stride=self.stride)  # type: ignore[arg-type]
-        result: Tensor = self.norm(strided)
-        return result
+        return STRIDED[len(self.stride)](x, spread, stride=self.stride)  # type: ignore[arg-type]
 
 
 class ResidualBlock(nn.Module):
@@ -149,8 +166,18 @@ class DecoderLevel(nn.Module):
         self.head = convolution(outputs, output_channels, ones, ones)
 
     def forward(self, x: Tensor, skip: Tensor) -> Tensor:
-        result: Tensor = self.blocks(torch.cat((self.upsampling(x), skip), dim=1))
+        result: Tensor = self.blocks(torch.cat((self._upsample(x), skip), dim=1))
         return result
+
+    def _upsample(self, x: Tensor) -> Tensor:
+        module = self.upsampling
+        if x.device.type != "cpu" or module.bias is None:
+            result: Tensor = module(x)
+            return result
+        # oneDNN's derivative by the bias takes three times as long as the rest of the backward pass
+        # (bfloat16, channels last); as an addition of its own it costs next to nothing.
+        out = UPSAMPLED[len(module.stride)](x, module.weight, stride=module.stride)  # type: ignore[arg-type]
+        return out.add_(module.bias.to(out.dtype).view(-1, *(1 for _ in module.stride)))
 
     def logits(self, x: Tensor) -> Tensor:
         """Logits of the features that `forward` gave."""

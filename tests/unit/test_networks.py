@@ -90,6 +90,25 @@ def test_bfloat16_stays_near_float32() -> None:
     assert (half - exact).abs().mean() < 0.03 * exact.abs().mean()
 
 
+@pytest.mark.parametrize("architecture", ["plain", "resenc"])
+@pytest.mark.parametrize("patch", [(2, 8, 8), (4, 8, 4), (8, 4, 4)])
+def test_bfloat16_gradients_of_thin_patches_are_near_float32(architecture: str, patch: tuple[int, ...]) -> None:
+    """oneDNN alone gives garbage here: see `convolve`."""
+
+    def gradients(enabled: bool) -> list[Tensor]:
+        network = to_device_layout(seeded(architecture, plan(patch_shape=patch)), torch.device("cpu"))
+        image = torch.randn(2, 2, *patch, generator=torch.Generator().manual_seed(2))
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            logits = network(image)
+        logits.float().square().mean().backward()
+        return [parameter.grad for parameter in network.parameters() if parameter.grad is not None]
+
+    exact, half = gradients(False), gradients(True)
+    scale = torch.stack([gradient.norm() for gradient in exact]).norm()
+    difference = torch.stack([(a - b).norm() for a, b in zip(exact, half, strict=True)]).norm()
+    assert difference < 0.1 * scale
+
+
 def test_the_layout_changes_no_value_and_no_name() -> None:
     network = seeded("resenc", plan())
     before = {name: value.clone() for name, value in network.state_dict().items()}
