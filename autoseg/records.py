@@ -96,12 +96,17 @@ def replacing(path: Path) -> Iterator[Path]:
             temporary.unlink(missing_ok=True)
 
 
+FULL = (errno.ENOSPC, errno.EDQUOT)
+REFUSED = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST)
+STORAGE_ERRORS = (*FULL, errno.EACCES, errno.EPERM, errno.EROFS)
+
+
 def storage_error(error: OSError, path: Path) -> UserError:
     """What a failing write means to the user."""
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+    if error.errno in FULL:
         return UserError(f"{path}: the disk is full. Free space there or choose another folder; "
                          "nothing half-written was left.")
-    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST):
+    if error.errno in REFUSED:
         return UserError(f"{path} cannot be written: {error.strerror}. Choose a folder that you may write to.")
     return UserError(f"{path} cannot be written: {error.strerror or error}. Check the folder and its disk.")
 

@@ -19,7 +19,7 @@ app = App(name="vlm", help=HELP, version=__version__, help_format="markdown")
 def main() -> None:
     """Exit 0 done, 1 a bug of ours (traceback), 2 something the user can mend."""
     try:
-        status = app(result_action="return_value")
+        status = app(sys.argv[1:], result_action="return_value")
     except UserError as error:
         sys.stderr.write(f"\nvlm: {error}\n")
         sys.exit(2)

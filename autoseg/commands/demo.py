@@ -24,6 +24,8 @@ from autoseg.schema import CaseScores, RunRecord, Scores
 
 DemoOption = Annotated[Path, Parameter(name="--run", help="Folder for all that the demo makes.")]
 
+# About 200 steps reach this; two idle cores make 400 in two minutes.
+EXPECTED_DICE = 0.9
 TRAINING_CASES, HELD_OUT_CASES, DRAWN_CASES = 20, 6, 3
 
 NEXT_STEPS = """
@@ -97,6 +99,10 @@ def demo(
                            "scores": str(folders.masks / "scores.json"), "overlay": str(folders.picture)})
     else:
         write_stdout(_closing(folders, seconds))
+        if (scores.mean.dice or 0.0) < EXPECTED_DICE:
+            write_stdout(f"\nThe mean Dice is below {EXPECTED_DICE}: this machine was slow or busy, and training made "
+                         f"few steps.\nTry again with more time: autoseg demo --run {run} "
+                         f"--max-minutes {3 * max_minutes:g}")
     return 0
 
 

@@ -1,7 +1,7 @@
 """`autoseg plan`: measure a dataset, decide, write plan.json and splits.json, preprocess."""
 
 import logging
-import resource
+import sys
 import time
 from pathlib import Path
 from typing import Annotated, Literal
@@ -79,8 +79,9 @@ def plan(  # noqa: PLR0913 (a command's options)
         decided = _decide(run, fingerprint, settings)
         measured_seconds = time.perf_counter() - start
         _write_splits(run, opened, seed)
-        write_record(fingerprint, run / "fingerprint.json")
+        # The facts last: until they are written, a plan that was cut short is decided anew.
         write_record(decided, run / "plan.json")
+        write_record(fingerprint, run / "fingerprint.json")
         wanted = settings.configurations or (default_configuration(decided),)
         if preprocess:
             for configuration in wanted:
@@ -129,9 +130,9 @@ def _configurations(text: str | None) -> tuple[ConfigurationName, ...] | None:
 
 def _refuse_another_dataset(run: Path, dataset: Dataset) -> None:
     path = run / "plan.json"
-    if path.exists() and Path(before := read_plan(run).dataset) != dataset.root:
-        raise UserError(f"{path} was made for {before}, not for {dataset.root}; a run folder belongs to one dataset.\n"
-                        "Name another folder with --run.")
+    if path.exists() and Path(before := read_plan(run).dataset) != dataset.root.resolve():
+        raise UserError(f"{path} was made for {before}, not for {dataset.root.resolve()}; a run folder belongs to one "
+                        "dataset.\nName another folder with --run.")
 
 
 def _decide(run: Path, fingerprint: Fingerprint, settings: PlanSettings) -> Plan:
@@ -158,8 +159,11 @@ def _write_splits(run: Path, dataset: Dataset, seed: int) -> None:
 
 def _peak_memory_mib() -> float:
     """Peak resident memory of this process plus the largest of its workers, MiB."""
-    kib = sum(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
-    return round(kib / 1024, 1)
+    import resource
+
+    units_per_mib = 2**20 if sys.platform == "darwin" else 2**10
+    peaks = [resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return round(sum(peaks) / units_per_mib, 1)
 
 
 def _report(plan: Plan, fingerprint: Fingerprint, run: Path, json: bool, seconds: float) -> None:
@@ -173,7 +177,8 @@ def _report(plan: Plan, fingerprint: Fingerprint, run: Path, json: bool, seconds
         return
     write_stdout(describe_plan(plan, fingerprint))
     write_stdout(f"\nPlanned in {readable_seconds(seconds)}. Written: {run / 'plan.json'}\n"
-                 f"Next: autoseg train --run {run}   (on a machine without GPU: add --preset quick)\n")
+                 f"Next: autoseg train --run {run}{' --fold all' if len(fingerprint.cases) == 1 else ''}"
+                 "   (on a machine without GPU: add --preset quick)\n")
 
 
 def _network_facts(plan: Plan, configuration: ConfigurationName, architecture: ArchitectureName) -> dict[str, object]:

@@ -1,6 +1,7 @@
 """run.json: what was run, with which versions, on what, for how long, and how it ended."""
 
 import importlib.metadata
+import logging
 import platform
 import sys
 import time
@@ -17,6 +18,8 @@ from autoseg.schema import CommandRecord, RunRecord
 
 RECORDED_PACKAGES = ("torch", "numpy", "scipy", "nibabel", "SimpleITK", "blosc2", "batchgenerators")
 KEPT_EARLIER_RECORDS = 200
+
+logger = logging.getLogger("autoseg")
 
 
 @dataclass
@@ -64,9 +67,7 @@ def recorded(command: str, folder: Path, seed: int | None = None) -> Iterator[Re
             device=recording.device, seed=seed, versions=versions(), inputs=recording.inputs,
             results=recording.results,
         )
-        if message is None:
-            append_record(record, folder / "run.json")
-        elif folder.is_dir():
+        if message is None or folder.is_dir():
             _append_quietly(record, folder / "run.json")
 
 
@@ -80,8 +81,8 @@ def append_record(record: CommandRecord, path: Path) -> None:
 
 
 def _append_quietly(record: CommandRecord, path: Path) -> None:
-    # The command has failed already: a second error about run.json must not hide the first.
+    # What the command did, or why it failed, matters more than its record.
     try:
         append_record(record, path)
     except UserError as error:
-        sys.stderr.write(f"(run.json was not updated: {error})\n")
+        logger.warning("the command was not recorded: %s", error)

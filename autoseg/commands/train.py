@@ -19,8 +19,8 @@ from autoseg.data.parallel import default_workers
 from autoseg.data.preprocessing import preprocess_dataset
 from autoseg.data.splits import read_splits, training_cases
 from autoseg.data.store import Store, open_store, store_folder
-from autoseg.errors import UserError
-from autoseg.evaluation.pairing import pair_files
+from autoseg.errors import UserError, all_of
+from autoseg.evaluation.pairing import FilePair
 from autoseg.evaluation.scoring import score_files
 from autoseg.evaluation.table import format_table
 from autoseg.inference.device import choose_device
@@ -28,7 +28,7 @@ from autoseg.inference.prediction import PredictSettings, predict_cases
 from autoseg.networks.checkpoint import read_model
 from autoseg.planning.planner import store_record
 from autoseg.progress import readable_seconds
-from autoseg.records import read_record, write_record
+from autoseg.records import read_record, storage_error, write_record
 from autoseg.schema import ArchitectureName, CheckpointInfo, ConfigurationName, Plan, Scores
 from autoseg.training.session import Session, read_resume_settings, train_session
 from autoseg.training.settings import MirrorChoice, TrainSettings, load_preset, override
@@ -80,17 +80,24 @@ def train(  # noqa: PLR0913 (a command's options)
         settings = _settings(folder, preset, resume, choices)
         chosen_device = choose_device(device)
         recording.device = str(chosen_device)
-        _refuse_or_clear(folder, resume, overwrite)
+        _refuse_what_exists(folder, resume, overwrite)
         session = Session(
             plan=plan, configuration=configuration, architecture=architecture, name=name, fold=fold,
             settings=settings, seed=seed, store=_store(run, plan, configuration), train_ids=split[0],
             validation_ids=() if fold == "all" else split[1], folder=folder, device=chosen_device, versions=versions(),
         )
+        recording.inputs.update(dataset=str(dataset.root), plan=session.plan_hash)
+        if chosen_device.type == "cpu" and settings.max_minutes is None and preset is None and epochs is None:
+            logger.warning("%d epochs of %d steps may take weeks on a CPU; --preset quick is made for it",
+                           settings.epochs, settings.steps_per_epoch)
+        if overwrite:
+            _clear(folder)
         with stop_on_signals() as stop:
             info = train_session(session, resume, stop)
         if info is None:
             raise UserError(f"Training was stopped; nothing is lost.\nContinue with the same command and --resume "
                             f"(state: {folder / 'resume'}).")
+        recording.inputs["weights"] = info.weights_sha256
         recording.results.update(steps=info.steps, training_seconds=round(info.seconds, 1))
         status = 0
         if session.validation_ids:
@@ -126,19 +133,27 @@ def _settings(folder: Path, preset: str | None, resume: bool, choices: Mapping[s
     return override(base, **choices)
 
 
-def _refuse_or_clear(folder: Path, resume: bool, overwrite: bool) -> None:
+def _clear(folder: Path) -> None:
+    try:
+        if folder.exists():
+            shutil.rmtree(folder)
+    except OSError as error:
+        raise storage_error(error, folder) from error
+
+
+def _refuse_what_exists(folder: Path, resume: bool, overwrite: bool) -> None:
     if resume and overwrite:
         raise UserError("--resume continues a training, --overwrite deletes it: give one of them.")
     started, finished = (folder / "resume").is_dir(), (folder / "model.json").exists()
-    if overwrite and folder.exists():
-        shutil.rmtree(folder)
-    elif finished and not resume:
+    if overwrite:
+        return
+    if finished and not resume:
         raise UserError(f"{folder} holds a finished model.\nGive --overwrite to train it anew, --resume to train it "
                         "longer, or --name for another model beside it.")
-    elif started and not resume:
+    if started and not resume:
         raise UserError(f"{folder} holds a training that was interrupted.\nGive --resume to continue it or --overwrite "
                         "to start anew.")
-    elif resume and not started:
+    if resume and not started:
         raise UserError(f"--resume: {folder} holds no training to continue.\nRun without --resume to start one.")
 
 
@@ -155,13 +170,17 @@ def _validate(cases: list[Case], session: Session, plan: Plan, recording: Record
     output = session.folder / "validation"
     model = read_model(session.folder)
     settings = PredictSettings(device=session.device, overwrite=True)
-    _, failures = predict_cases(cases, [model], output, settings)
-    failed = {failure.id for failure in failures}
-    references = {case.id: case.label for case in cases if case.id not in failed and case.label is not None}
-    scores = score_files(pair_files(output, references), plan.labels, workers=default_workers())
+    written, failures = predict_cases(cases, [model], output, settings)
+    if not written:
+        raise all_of([f"{failure.id}: {failure.reason}" for failure in failures],
+                     f"{session.folder} is trained, but none of its validation cases could be predicted:",
+                     "The model can be used all the same. Mend the cause, then give --resume to predict them again.")
+    masks = {path.name.removesuffix(plan.file_ending): path for path in written}
+    pairs = [FilePair(case.id, masks[case.id], case.label) for case in cases if case.id in masks and case.label]
+    scores = score_files(pairs, plan.labels, workers=default_workers())
     write_record(scores, session.folder / "scores.json")
-    recording.results.update(dice=scores.mean.dice, nsd=scores.mean.nsd, hd95=scores.mean.hd95, failed=len(failed))
-    return 3 if failed else 0
+    recording.results.update(dice=scores.mean.dice, nsd=scores.mean.nsd, hd95=scores.mean.hd95, failed=len(failures))
+    return 3 if failures else 0
 
 
 def _report(session: Session, info: CheckpointInfo, recording: Recording, json: bool) -> None:

@@ -73,14 +73,14 @@ def training_cases(
     """
     if fold == "all":
         return tuple(sorted(ids)), tuple(sorted(ids))
-    if fold.isdecimal() and int(fold) < len(splits):
+    if fold in map(str, range(len(splits))):
         split = splits[int(fold)]
         return split.train, split.val
     if not splits:
         raise UserError(f"fold {fold} does not exist: with {len(ids)} case{'s' * (len(ids) != 1)} there are "
                         "no folds. Train with --fold all, or add cases.")
-    raise UserError(f"fold {fold} does not exist; the folds of this run are 0 to {len(splits) - 1}, and "
-                    "'all'. Choose one of these.")
+    raise UserError(f"fold {fold} does not exist; the folds of this run are 0 to {len(splits) - 1}, one "
+                    "at a time, and 'all'. Choose one of these.")
 
 
 def _problems(fold: int, split: Split, known: set[str]) -> list[str]:

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from autoseg.records import replacing
+from autoseg.records import replacing, storage_error
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class EpochMetrics:
     epoch: int
     step: int
     seconds: float
-    loss: float
+    loss: float | None
     validation_loss: float | None
     pseudo_dice: dict[str, float | None]
     mean_pseudo_dice: float | None
@@ -54,7 +54,6 @@ class Journal:
     """Appends epochs to metrics.jsonl and redraws progress.png (at most every `redraw_seconds`)."""
 
     def __init__(self, folder: Path, kept_epochs: int = 0, redraw_seconds: float = 30.0) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
         self._folder, self._redraw_seconds = folder, redraw_seconds
         self._epochs = start_metrics(folder / "metrics.jsonl", kept_epochs)
         self._drawn_at = float("-inf")
@@ -63,10 +62,14 @@ class Journal:
     def add(self, metrics: EpochMetrics) -> None:
         """Write one epoch."""
         self._epochs.append(metrics)
-        with (self._folder / "metrics.jsonl").open("a", encoding="utf-8") as stream:
-            stream.write(f"{json.dumps(asdict(metrics))}\n")
-        if self._events is not None:
-            _add_events(self._events, metrics)
+        path = self._folder / "metrics.jsonl"
+        try:
+            with path.open("a", encoding="utf-8") as stream:
+                stream.write(f"{json.dumps(asdict(metrics))}\n")
+            if self._events is not None:
+                _add_events(self._events, metrics)
+        except OSError as error:
+            raise storage_error(error, path) from error
         if metrics.seconds - self._drawn_at >= self._redraw_seconds:
             self.draw()
 
@@ -90,7 +93,7 @@ def draw_progress(epochs: Sequence[EpochMetrics], path: Path) -> None:
     minutes = [line.seconds / 60 for line in epochs]
     figure = Figure(figsize=(9, 9), layout="constrained")
     losses, dice, rate = figure.subplots(3, 1, sharex=True, height_ratios=(3, 3, 1))
-    losses.plot(minutes, [line.loss for line in epochs], label="training")
+    losses.plot(minutes, [_or_nan(line.loss) for line in epochs], label="training")
     losses.plot(minutes, [_or_nan(line.validation_loss) for line in epochs], label="validation patches")
     losses.set_ylabel("loss (Dice + CE; best −1)")
     losses.legend(frameon=False)

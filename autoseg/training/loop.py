@@ -17,6 +17,8 @@ from autoseg.training.optimization import clip_gradients, polynomial_rate
 from autoseg.training.settings import TrainSettings
 from autoseg.training.streaming import PatchSource
 
+# Losses are fetched from the device after this many steps; that many overflows in a row are no accident.
+PATIENCE_STEPS = 10
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -46,6 +48,7 @@ class LoopState:
 
     `seconds`: training time so far over all sessions. `losses`: of this epoch's steps, oldest first.
     `wait_seconds`, `epoch_seconds`: of this epoch, for the share of time spent waiting for batches.
+    `pseudo_dice`: the mean over labels after the last epoch.
     """
 
     step: int = 0
@@ -53,6 +56,7 @@ class LoopState:
     wait_seconds: float = 0.0
     epoch_seconds: float = 0.0
     losses: list[float] = field(default_factory=list)
+    pseudo_dice: float | None = None
 
 
 def schedule_progress(step: int, seconds: float, settings: TrainSettings) -> float:
@@ -97,19 +101,19 @@ def run_training(
         while not is_finished(state.step, state.seconds, settings):
             _advance(job, state, pending)
             if state.step % settings.steps_per_epoch == 0:
-                _settle(state, pending)
+                _settle(job, state, pending)
                 on_epoch(_finish_epoch(job, state, start))
             state.seconds = time.perf_counter() - start
             stopped = stop(state.step)
             due = state.seconds - saved_at >= 60 * settings.checkpoint_minutes
             if stopped or (due and state.step % settings.steps_per_epoch == 0):
-                _settle(state, pending)
+                _settle(job, state, pending)
                 save(state)
                 saved_at = state.seconds
             if stopped:
                 return False
-            _show(bar, state, pending)
-    _settle(state, pending)
+            _show(bar, job, state, pending)
+    _settle(job, state, pending)
     if state.losses:
         on_epoch(_finish_epoch(job, state, start))
     return True
@@ -148,23 +152,31 @@ def _advance(job: TrainingJob, state: LoopState, pending: list[Tensor]) -> None:
     state.epoch_seconds += time.perf_counter() - begin
 
 
-def _settle(state: LoopState, pending: list[Tensor]) -> None:
-    """Fetch losses from the device; a loss that is not a number ends the training."""
-    state.losses.extend(float(loss) for loss in pending)
+def _settle(job: TrainingJob, state: LoopState, pending: list[Tensor]) -> None:
+    """Fetch losses from the device; a loss that is not a number ends the training.
+
+    With float16 a step may overflow: the scaler leaves it out, and so does the mean.
+    """
+    fetched = [float(loss) for loss in pending]
     pending.clear()
-    if state.losses and not math.isfinite(state.losses[-1]):
+    state.losses.extend(loss for loss in fetched if math.isfinite(loss))
+    wrong = [loss for loss in fetched if not math.isfinite(loss)]
+    if wrong and (not job.scaler.is_enabled() or len(wrong) == len(fetched) >= PATIENCE_STEPS):
         raise UserError(
-            f"The loss is {state.losses[-1]} at step {state.step}: training has diverged.\n"
+            f"The loss is {wrong[-1]} near step {state.step}: training has diverged.\n"
             "Lower the learning rate in a preset file (--preset FILE), or train in float32 (precision = \"float32\")."
         )
 
 
-def _show(bar: ProgressBar, state: LoopState, pending: list[Tensor]) -> None:
+def _show(bar: ProgressBar, job: TrainingJob, state: LoopState, pending: list[Tensor]) -> None:
     # Fetching the loss waits for the device: do it now and then only.
-    if len(pending) >= 10:
-        _settle(state, pending)
-    recent = state.losses[-10:]
-    bar.advance(note=f"loss {sum(recent) / len(recent):.3f}" if recent else "")
+    if len(pending) >= PATIENCE_STEPS:
+        _settle(job, state, pending)
+    recent = state.losses[-PATIENCE_STEPS:]
+    notes = [f"loss {sum(recent) / len(recent):.3f}"] if recent else []
+    if state.pseudo_dice is not None:
+        notes.append(f"pseudo-Dice {state.pseudo_dice:.3f}")
+    bar.advance(note=", ".join(notes))
 
 
 def _finish_epoch(job: TrainingJob, state: LoopState, start: float) -> EpochMetrics:
@@ -173,10 +185,11 @@ def _finish_epoch(job: TrainingJob, state: LoopState, start: float) -> EpochMetr
     validation_loss, dice = validate(job, epoch)
     state.seconds = time.perf_counter() - start
     known = [value for value in dice.values() if value is not None]
+    state.pseudo_dice = sum(known) / len(known) if known else None
     metrics = EpochMetrics(
-        epoch=epoch, step=state.step, seconds=round(state.seconds, 2), loss=sum(state.losses) / len(state.losses),
-        validation_loss=validation_loss, pseudo_dice=dice,
-        mean_pseudo_dice=sum(known) / len(known) if known else None,
+        epoch=epoch, step=state.step, seconds=round(state.seconds, 2),
+        loss=sum(state.losses) / len(state.losses) if state.losses else None,
+        validation_loss=validation_loss, pseudo_dice=dice, mean_pseudo_dice=state.pseudo_dice,
         learning_rate=job.optimizer.param_groups[0]["lr"],
         steps_per_second=len(state.losses) / max(state.epoch_seconds, 1e-9),
         data_wait=state.wait_seconds / max(state.epoch_seconds, 1e-9),

@@ -1,5 +1,6 @@
 """The choices of a person about a training: one frozen value; a preset is a named set of them in a TOML file."""
 
+import math
 import tomllib
 from dataclasses import asdict, dataclass, fields, replace
 from importlib import resources
@@ -65,7 +66,7 @@ def load_preset(name: str) -> TrainSettings:
         if not path.is_file():
             raise UserError(f"{path}: there is no such preset file. Give a TOML file or one of: "
                             f"{', '.join(preset_names())}.")
-        text = path.read_text(encoding="utf-8")
+        text = _read_text(path)
     elif name in preset_names():
         text = (resources.files("presets") / "training" / f"{name}.toml").read_text(encoding="utf-8")
     else:
@@ -75,6 +76,13 @@ def load_preset(name: str) -> TrainSettings:
         return _settings_from(tomllib.loads(text), name)
     except tomllib.TOMLDecodeError as error:
         raise UserError(f"{name} is not valid TOML: {error}. Correct the file.") from None
+
+
+def _read_text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is not readable UTF-8 text: {error}.\nCorrect the file or its permissions.") from None
 
 
 def override(settings: TrainSettings, **choices: object) -> TrainSettings:
@@ -115,12 +123,12 @@ def _checked(settings: TrainSettings, source: str) -> TrainSettings:
     minimum = {"epochs": 1, "steps_per_epoch": 1, "validation_steps": 0, "max_batch_size": 1}
     problems = [f"{name} is {value}; at least {least} was expected" for name, least in minimum.items()
                 if (value := getattr(settings, name)) is not None and value < least]
-    if settings.max_minutes is not None and not settings.max_minutes > 0:
-        problems.append(f"max_minutes is {settings.max_minutes}; more than 0 was expected")
+    if settings.max_minutes is not None and not 0 < settings.max_minutes < math.inf:
+        problems.append(f"max_minutes is {settings.max_minutes}; a number above 0 was expected")
     if not 0 <= settings.foreground_fraction <= 1:
         problems.append(f"foreground_fraction is {settings.foreground_fraction}; 0 to 1 was expected")
-    if not settings.learning_rate > 0:
-        problems.append(f"learning_rate is {settings.learning_rate}; more than 0 was expected")
+    if not 0 < settings.learning_rate < math.inf:
+        problems.append(f"learning_rate is {settings.learning_rate}; a number above 0 was expected")
     if problems:
         raise UserError("\n".join([f"Settings from {source} make no sense:", *(f"  - {p}" for p in problems),
                                    "Correct these values."]))
