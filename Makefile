@@ -36,7 +36,7 @@ check: $(INSTALLED_DEV)
 	$(BIN)/lint-imports
 
 bench: $(INSTALLED_DEV)
-	$(BIN)/python benchmarks/plan_against_nnunet.py
+	$(BIN)/python benchmarks/plan_against_nnunet.py --rounds 3
 
 clean:
 	rm -rf .venv build dist *.egg-info
