@@ -5,6 +5,7 @@ import os
 import platform
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -29,18 +30,18 @@ def measure_command(command: Sequence[str], environment: Mapping[str, str] | Non
     """Run a command to its end; RuntimeError with its last output when it fails."""
     before = os.times()
     start = time.perf_counter()
-    process = subprocess.Popen(command, env={**os.environ, **(environment or {})}, stdout=subprocess.PIPE,
-                               stderr=subprocess.STDOUT, text=True)
-    os.set_blocking(process.stdout.fileno(), False)
-    output, peak = [], 0.0
-    while process.poll() is None:
-        peak = max(peak, _tree_pss_mib(process.pid))
-        output.append(process.stdout.read() or "")
-        time.sleep(SAMPLE_SECONDS)
-    seconds = time.perf_counter() - start
-    after = os.times()
-    if process.returncode:
-        raise RuntimeError(f"{' '.join(command)} ended with {process.returncode}:\n{''.join(output)[-3000:]}")
+    with tempfile.TemporaryFile("w+") as output:
+        process = subprocess.Popen(command, env={**os.environ, **(environment or {})}, stdout=output,
+                                   stderr=subprocess.STDOUT)
+        peak = 0.0
+        while process.poll() is None:
+            peak = max(peak, _tree_pss_mib(process.pid))
+            time.sleep(SAMPLE_SECONDS)
+        seconds = time.perf_counter() - start
+        after = os.times()
+        if process.returncode:
+            output.seek(0)
+            raise RuntimeError(f"{' '.join(command)} ended with {process.returncode}:\n{output.read()[-3000:]}")
     used = (after.children_user - before.children_user) + (after.children_system - before.children_system)
     return Measurement(round(seconds, 3), round(used, 3), round(peak, 1))
 
@@ -76,5 +77,5 @@ def write_results(name: str, results: Mapping[str, object]) -> Path:
     path = Path(__file__).parent / "results" / f"{name}.json"
     path.parent.mkdir(exist_ok=True)
     path.write_text(json.dumps({"machine": machine(), **results}, indent=1) + "\n")
-    sys.stdout.write(f"{path} written\n")
+    sys.stdout.write(f"results/{path.name} written\n")
     return path

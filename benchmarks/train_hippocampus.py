@@ -36,7 +36,12 @@ def main() -> None:
     for folder in sorted(run.glob("models/*/*/fold_0")):
         record = collect(folder, json.loads((run / "run.json").read_text()))
         kind = "gpu" if "cuda" in str(record["device"]) else "cpu"
-        write_results(f"train_hippocampus_{kind}_{record['preset_minutes'] or record['epochs']}", record)
+        write_results(f"train_hippocampus_{kind}_{_length(record)}", record)
+
+
+def _length(record: dict[str, object]) -> str:
+    minutes = record["preset_minutes"]
+    return f"{minutes:g}min" if minutes else f"{record['epochs']}epochs"
 
 
 def train(arguments: argparse.Namespace, run: Path) -> None:
@@ -54,8 +59,9 @@ def collect(folder: Path, run: dict[str, object]) -> dict[str, object]:
     epochs = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     per_case = [statistics.mean(label["dice"] for label in case["labels"].values()) for case in scores["cases"]]
     between = [later["seconds"] - earlier["seconds"] for earlier, later in zip(epochs, epochs[1:], strict=False)]
-    return {
-        "command": " ".join(["autoseg", *map(str, run["arguments"])]), "device": info["training"]["device"],
+    return {  # no path of this machine goes into the results
+        "command": " ".join("RUN" if "/" in str(word) else str(word) for word in ["autoseg", *run["arguments"]]),
+        "device": info["training"]["device"],
         "precision": info["training"]["used_precision"], "architecture": info["architecture"],
         "patch": info["network"]["patch_shape"], "batch": info["network"]["batch_size"], "steps": info["steps"],
         "epochs": len(epochs), "steps_per_epoch": info["training"]["steps_per_epoch"],
