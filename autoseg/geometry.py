@@ -30,11 +30,13 @@ class Grid:
     is_2d: bool = False
 
 
-def left_right_axis(grid: Grid) -> int | None:
-    """The array axis (0, 1 or 2) that runs closest to the patient's left-right; None for natural 2-D images."""
-    if grid.is_2d:
-        return None
-    return max(range(3), key=lambda axis: abs(grid.direction[0][axis]))
+def left_right_axis(grid: Grid) -> int:
+    """The array axis (0, 1 or 2) that runs closest to the patient's left-right.
+
+    Of a 2-D image, y (1) or x (2); x where the file states no direction (a PNG), because pictures are drawn so.
+    """
+    axes = (2, 1) if grid.is_2d else (0, 1, 2)
+    return max(axes, key=lambda axis: abs(grid.direction[0][axis]))
 
 
 def grid_differences(one: Grid, other: Grid, tolerance: float = 1e-3) -> list[str]:

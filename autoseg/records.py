@@ -92,7 +92,7 @@ def replacing(path: Path) -> Iterator[Path]:
     except OSError as error:
         raise storage_error(error, path) from error
     finally:
-        with suppress(NotADirectoryError):  # a file stands where the folder should be: there is nothing to remove
+        with suppress(OSError):  # no folder there, or one that cannot be written: the block's own error matters
             temporary.unlink(missing_ok=True)
 
 

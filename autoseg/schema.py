@@ -56,7 +56,8 @@ class CaseFingerprint(Record):
     ----------
     shape, cropped_shape : voxels before and after cropping to the box of nonzero voxels.
     spacing : mm.
-    left_right_axis : array axis closest to the patient's left-right; None for natural 2-D images.
+    left_right_axis : array axis closest to the patient's left-right (of a 2-D image, y or x); None where it was not
+        determined.
     class_voxels : label name → number of voxels, background included.
     """
 
@@ -138,7 +139,7 @@ class Plan(Record):
     ----------
     dataset : absolute path of the dataset folder, as planned.
     labels : name → value in the user's files; inside, labels are 0, 1, 2, … in this order.
-    left_right_axes : array axes (z, y, x) that are left-right in at least one case (empty for natural 2-D images).
+    left_right_axes : array axes (z, y, x) that are left-right in at least one case.
     sided_labels : pairs of names that differ only in side ("left_kidney", "right_kidney").
     """
 

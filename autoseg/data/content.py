@@ -82,6 +82,12 @@ def unreadable(path: Path, expected: str, reason: object) -> UserError:
     return UserError(f"{path} cannot be read as {expected}: {detail}. {remedy}")
 
 
+def unlistable(folder: Path, error: OSError) -> UserError:
+    """A folder whose files cannot be listed, usually for want of permission."""
+    return UserError(f"{folder} cannot be listed: {error.strerror or error}. A folder that you may read was expected; "
+                     "change its permissions (chmod u+rx), or copy it.")
+
+
 def content_kind(path: Path) -> str | None:
     """What the first bytes of a file are known to begin, or None."""
     try:
@@ -91,6 +97,8 @@ def content_kind(path: Path) -> str | None:
         return None
     if start[344:348] in (b"n+1\0", b"ni1\0") or start[4:8] == b"n+2\0":
         return "NIfTI"
+    if int.from_bytes(start[:4], "little") == 348 or int.from_bytes(start[:4], "big") == 348:
+        return "Analyze 7.5"
     if start[128:132] == b"DICM":
         return "DICOM"
     return next((kind for magic, kind in _MAGIC if start.startswith(magic)), None)

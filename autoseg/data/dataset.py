@@ -6,13 +6,14 @@ from collections import Counter, defaultdict
 from dataclasses import dataclass
 from pathlib import Path
 
+from autoseg.data.content import unlistable
 from autoseg.data.manifest import LAYOUT, Declarations, read_declarations
 from autoseg.data.volume import PICTURE_ENDINGS, SUPPORTED_ENDINGS
 from autoseg.errors import UserError, all_of
 from autoseg.schema import ListedCase
 
 _CHANNEL = re.compile(r"(?P<case>.+)_(?P<channel>\d{4})")
-_OTHER_IMAGE_ENDINGS = (".jpg", ".jpeg", ".dcm", ".hdr", ".img", ".mgz", ".npy", ".npz")
+_OTHER_IMAGE_ENDINGS = (".jpg", ".jpeg", ".dcm", ".mgz", ".npy", ".npz")
 
 
 @dataclass(frozen=True)
@@ -58,7 +59,7 @@ def open_dataset(folder: Path) -> Dataset:
     if not folder.is_dir():
         state = "is not a folder" if folder.exists() else "does not exist"
         raise UserError(f"{folder} {state}; a dataset folder was expected.\n{LAYOUT}")
-    if not (folder / "dataset.json").exists():
+    if "dataset.json" not in _visible_names(folder):
         inside = sorted(path.parent.name for path in folder.glob("*/dataset.json"))
         hint = f"\nInside it there are datasets; give one of them: {', '.join(inside)}." if inside else ""
         raise UserError(f"{folder / 'dataset.json'} does not exist.{hint}\n{LAYOUT}")
@@ -69,7 +70,7 @@ def open_dataset(folder: Path) -> Dataset:
         cases, ending, problems = _from_training(folder, declared, declared.training)
     else:
         cases, ending, problems = _from_folders(folder, declared)
-    problems = [*declared.problems, *problems, *_count_problems(declared, cases, problems)]
+    problems = [*declared.problems, *problems, *_id_problems(cases), *_count_problems(declared, cases, problems)]
     if problems:
         heading = f"{len(problems)} problem{'s' if len(problems) > 1 else ''} in the dataset {folder}:"
         raise all_of(problems, heading, "Mend these, then run the command again. Nothing was written.")
@@ -189,7 +190,7 @@ def _from_training(
         case = label.name.removesuffix(ending)
         stem = image.name.removesuffix(ending)
         numbered = tuple(image.with_name(_channel_name(stem, number, ending)) for number in range(count))
-        files = numbered if not image.exists() and numbered and numbered[0].exists() else (image,)
+        files = numbered if not os.path.exists(image) and numbered and os.path.exists(numbered[0]) else (image,)
         cases.append(Case(case, files, label))
     problems.extend(_absent_files(cases))
     return cases, ending, [*problems, *_twin_problems(cases)]
@@ -230,10 +231,17 @@ def _count_problems(declared: Declarations, cases: list[Case], problems: list[st
     return []
 
 
+def _id_problems(cases: list[Case]) -> list[str]:
+    """Ids that cannot name files, or would name files elsewhere; ids stand in dataset.json or in files' names."""
+    return [f"case id '{case.id}' cannot name files; a name was expected that does not begin with a dot and holds "
+            "neither / nor \\. Rename the case"
+            for case in cases if not case.id or case.id.startswith(".") or set(case.id) & set("/\\\0")]
+
+
 def _absent_files(cases: list[Case]) -> list[str]:
     listed = [(case.id, path) for case in cases for path in (*case.images, case.label) if path is not None]
     return [f"{path} does not exist, but dataset.json lists it for case '{case}'"
-            for case, path in listed if not path.is_file()]
+            for case, path in listed if not os.path.isfile(path)]
 
 
 def _twin_problems(cases: list[Case]) -> list[str]:
@@ -287,7 +295,13 @@ def _channel_name(case: str, channel: int, ending: str) -> str:
 
 
 def _visible_names(folder: Path) -> list[str]:
-    """Names of the files in a folder, sorted; hidden ones (.DS_Store, ._case.nii.gz) are left out."""
-    with os.scandir(folder) as entries:
-        names = [entry.name for entry in entries if not entry.is_dir()]
+    """Names of the files in a folder, sorted; hidden ones (.DS_Store, ._case.nii.gz) are left out.
+
+    UserError where the folder cannot be listed.
+    """
+    try:
+        with os.scandir(folder) as entries:
+            names = [entry.name for entry in entries if not entry.is_dir()]
+    except OSError as error:
+        raise unlistable(folder, error) from None
     return sorted(name for name in names if not name.startswith("."))

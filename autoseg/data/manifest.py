@@ -128,6 +128,9 @@ def _name_problems(labels: dict[str, int]) -> list[str]:
         problems.append(f"labels: no '{BACKGROUND}'; add \"{BACKGROUND}\": 0{zero}")
     elif len(labels) < 2:
         problems.append("labels: only background is declared; at least one label to segment was expected")
+    if labels.get(BACKGROUND, 0) != 0:
+        problems.append(f"labels: {BACKGROUND} has value {labels[BACKGROUND]}; 0 was expected. Exchange the values "
+                        "in dataset.json and in the label files")
     if "ignore" in labels:
         problems.append(f"labels: 'ignore' (value {labels['ignore']}) is not supported yet. "
                         "Remove it from dataset.json and give its voxels another label, or leave those cases "

@@ -1,4 +1,10 @@
-"""NRRD, MetaImage and GIPL through SimpleITK, whose world axes are LPS (x to the left, y to posterior)."""
+"""NRRD, MetaImage and GIPL through SimpleITK, whose world axes are LPS (x to the left, y to posterior).
+
+SimpleITK writes labels in more formats, which are not offered: VTK (.vtk), MRC (.mrc, .rec), Stimulate, Bio-Rad and
+LSM store no direction; MINC (.mnc) ends the process on some input and NIfTI as text (.nia) reads a file that is
+cut short as zeros; HDF5 (.h5) is ITK's own layout, which other programs do not write. NIfTI pairs (.hdr, .img)
+are read by `autoseg.data.nifti`, since SimpleITK reads voxels that are cut short without an error.
+"""
 
 import errno
 import shutil

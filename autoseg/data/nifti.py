@@ -1,8 +1,13 @@
-"""NIfTI-1 and NIfTI-2 in single files (.nii, .nii.gz), read and written through nibabel's headers."""
+"""NIfTI-1 and NIfTI-2 in one file (.nii, .nii.gz) or as a pair (.hdr, .img), by nibabel's headers.
+
+A pair in the older format Analyze 7.5 is refused: it does not say reliably which side is left.
+"""
 
 import gzip
 import math
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from io import BufferedIOBase
 from pathlib import Path
@@ -18,6 +23,7 @@ from autoseg.geometry import Direction, Grid, SpacingMm
 _GEOMETRY_FIELDS = ("qform_code", "sform_code", "quatern_b", "quatern_c", "quatern_d", "qoffset_x",
                     "qoffset_y", "qoffset_z", "srow_x", "srow_y", "srow_z", "xyzt_units")
 _SMALLEST_OFFSET = {1: 352, 2: 544}
+PAIR_ENDING = ".hdr"
 _HEADER_BYTES = {348: 1, 540: 2}
 
 
@@ -43,31 +49,36 @@ def read_nifti(path: Path) -> Content:
 
     Raises
     ------
-    UserError : not NIfTI, cut short, colour or complex voxels, more than four axes, a singular affine.
+    UserError : not NIfTI, cut short, colour or complex voxels, more than four axes, an affine that is broken or
+        singular, more voxels than fit into memory.
     """
     from nibabel.imageglobals import LoggingOutputSuppressor
     from nibabel.spatialimages import HeaderDataError
 
-    check_file(path)
-    compressed = path.name.lower().endswith(".gz")
-    expected = "gzip-compressed NIfTI" if compressed else "NIfTI"
+    voxel_path = _voxel_path(path)
+    for file in dict.fromkeys((path, voxel_path)):
+        check_file(file)
+    expected = "gzip-compressed NIfTI" if path.name.lower().endswith(".gz") else "NIfTI"
     try:
-        with path.open("rb") as file, LoggingOutputSuppressor():
-            stream: BufferedIOBase = gzip.GzipFile(fileobj=file) if compressed else file
-            version, header = _read_header(stream)
+        with _opened(path) as stream, _opened(voxel_path, stream, path) as voxel_stream, LoggingOutputSuppressor():
+            version, header = _read_header(stream, paired=voxel_path != path)
             sizes = _checked_shape(path, tuple(int(size) for size in header.get_data_shape()))
             kind = np.dtype(header.get_data_dtype())
             if kind.kind not in "iuf":
                 raise UserError(f"{path} holds voxels of type {kind}; one real number per voxel was "
                                 "expected. Store each colour or component in its own channel file.")
-            offset = max(int(header.get_data_offset()), _SMALLEST_OFFSET[version])
-            raw = _read_voxels(stream, offset, math.prod(sizes), kind)
+            smallest = 0 if voxel_path != path else _SMALLEST_OFFSET[version]
+            offset = max(int(header.get_data_offset()), smallest)
+            raw = _read_voxels(voxel_stream, offset, math.prod(sizes), kind)
             slope, intercept = header.get_slope_inter()
-    except (gzip.BadGzipFile, EOFError, zlib.error, HeaderDataError, ValueError) as error:
+            grid = _grid(path, header, sizes)
+    except MemoryError:
+        raise UserError(f"{path}: its header states {sizes} voxels of type {kind}, more than fit into memory. "
+                        "Export the image again if that is wrong; else crop it, or use a larger machine.") from None
+    except (gzip.BadGzipFile, EOFError, zlib.error, HeaderDataError, ValueError, OverflowError) as error:
         raise unreadable(path, expected, error) from None
     except OSError as error:
         raise unreadable(path, expected, error.strerror or error) from None
-    grid = _grid(path, header, sizes)
     placed = int(header["sform_code"]) > 0 or int(header["qform_code"]) > 0
     stated: Stated = "position" if placed else "spacing"
     voxels = _channels_first(raw, sizes)
@@ -76,12 +87,10 @@ def read_nifti(path: Path) -> Content:
 
 
 def write_nifti(labels: Integer[np.ndarray, "z y x"], grid: Grid, header: object, path: Path) -> None:
-    """Labels as .nii or .nii.gz: a NIfTI `header`'s geometry bit for bit, else that of `grid`."""
-    import nibabel
-
+    """Labels as .nii, .nii.gz or a pair: a NIfTI `header`'s geometry bit for bit, else that of `grid`."""
     kept = header if isinstance(header, NiftiHeader) else None
-    newer = kept is not None and kept.version == 2
-    fresh = nibabel.Nifti2Header() if newer else nibabel.Nifti1Header()
+    kind = _image_kind(2 if kept is not None and kept.version == 2 else 1, _voxel_path(path) != path)
+    fresh = kind.header_class()
     if kept is None:
         _place(fresh, affine_of(grid))
     else:
@@ -92,7 +101,7 @@ def write_nifti(labels: Integer[np.ndarray, "z y x"], grid: Grid, header: object
     fresh.set_data_dtype(labels.dtype)
     fresh.set_data_shape(array.shape)
     fresh["pixdim"][:4] = pixdim
-    (nibabel.Nifti2Image if newer else nibabel.Nifti1Image)(array, None, header=fresh).to_filename(path)
+    kind(array, None, header=fresh).to_filename(path)
 
 
 def affine_of(grid: Grid) -> Float64[np.ndarray, "4 4"]:
@@ -113,10 +122,34 @@ def _place(header: Any, affine: Float64[np.ndarray, "4 4"]) -> None:
     header.set_xyzt_units("mm")
 
 
-def _read_header(stream: BufferedIOBase) -> tuple[int, Any]:
-    """The version (1 or 2) and nibabel's header, checked by nibabel; ValueError when it is not NIfTI."""
+def _voxel_path(path: Path) -> Path:
+    """The file with the voxels: of a pair the .img file (.IMG for .HDR), else `path` itself."""
+    if path.suffix.lower() != PAIR_ENDING:
+        return path
+    return path.with_suffix(".IMG" if path.suffix.isupper() else ".img")
+
+
+def _image_kind(version: int, paired: bool) -> Any:
+    """nibabel's class of images of this version, whose `header_class` reads their headers."""
     import nibabel
 
+    if paired:
+        return nibabel.Nifti1Pair if version == 1 else nibabel.Nifti2Pair
+    return nibabel.Nifti1Image if version == 1 else nibabel.Nifti2Image
+
+
+@contextmanager
+def _opened(path: Path, opened: BufferedIOBase | None = None, opened_path: Path | None = None) -> Iterator[Any]:
+    """A stream of a file's bytes, decompressed; `opened` itself where that is the stream of the same file."""
+    if opened is not None and path == opened_path:
+        yield opened
+        return
+    with path.open("rb") as file:
+        yield gzip.GzipFile(fileobj=file) if path.name.lower().endswith(".gz") else file
+
+
+def _read_header(stream: BufferedIOBase, paired: bool) -> tuple[int, Any]:
+    """The version (1 or 2) and nibabel's header, checked by nibabel; ValueError when it is not NIfTI."""
     start = stream.read(4)
     for endianness in ("<", ">"):
         size = int.from_bytes(start, "little" if endianness == "<" else "big")
@@ -125,11 +158,12 @@ def _read_header(stream: BufferedIOBase) -> tuple[int, Any]:
             block = start + stream.read(size - 4)
             if len(block) < size:
                 raise EOFError(f"it ends within its header, after {len(block)} of {size} bytes")
-            kind = nibabel.Nifti1Header if version == 1 else nibabel.Nifti2Header
-            header = kind(block, endianness)
-            if bytes(header["magic"])[:3] not in (b"n+1", b"n+2"):
-                raise ValueError("it is not a single-file NIfTI image (no 'n+1' or 'n+2' in its header)")
-            return version, header
+            magic = f"{'ni' if paired else 'n+'}{version}".encode()
+            start_of_magic = block[344:347] if version == 1 else block[4:7]
+            if start_of_magic != magic:
+                raise ValueError(f"its header does not say '{magic.decode()}', so it is not NIfTI-{version} in "
+                                 f"{'a pair of files' if paired else 'one file'}")
+            return version, _image_kind(version, paired).header_class(block, endianness)
     raise ValueError("it does not begin with a NIfTI header")
 
 

@@ -16,8 +16,8 @@ from autoseg.data.integrity import CaseProblems, LoadedCase, load_case, raise_pr
 from autoseg.data.intensity import needs_mask, normalize_channel
 from autoseg.data.parallel import map_cases
 from autoseg.data.resampling import resample_channel, resample_labels
-from autoseg.data.store import STORE_FILE, is_stored, remove_leftovers, sample_foreground, write_case
-from autoseg.data.volume import Volume
+from autoseg.data.store import STORE_FILE, is_stored, lost_cases, remove_leftovers, sample_foreground, write_case
+from autoseg.data.volume import Volume, files_of
 from autoseg.errors import UserError
 from autoseg.geometry import Shape, SpacingMm, permuted, resampled_shape
 from autoseg.records import storage_error, write_record
@@ -155,6 +155,7 @@ def preprocess_dataset(dataset: Dataset, store: StoreRecord, folder: Path, worke
 
     Resumes: a case whose record exists and whose files are unchanged (name, bytes, modification time) is
     kept; cases that the dataset no longer has are removed. `store.json` is written when all cases are in.
+    Several processes may fill one store at the same time; a complete store is not touched.
 
     Raises
     ------
@@ -164,13 +165,10 @@ def preprocess_dataset(dataset: Dataset, store: StoreRecord, folder: Path, worke
     if any(case.id == "store" for case in dataset.cases):
         raise UserError(f'{dataset.root}: a case is called "store", which is a name of our own. Rename it.')
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        remove_leftovers(folder, [case.id for case in dataset.cases])
+        missing, complete = _make_ready(dataset, folder)
     except OSError as error:
         raise storage_error(error, folder) from error
-    missing = [case for case in dataset.cases if not is_stored(folder, case.id, input_identity(case))]
-    if missing or not (folder / STORE_FILE).is_file():
-        (folder / STORE_FILE).unlink(missing_ok=True)
+    if not complete:
         work = partial(_preprocess_case, dataset=dataset, store=store, folder=folder)
         outcomes = map_cases(work, missing, workers, "preprocess")
         problems = [outcome for outcome in outcomes if outcome is not None]
@@ -181,10 +179,27 @@ def preprocess_dataset(dataset: Dataset, store: StoreRecord, folder: Path, worke
     return folder
 
 
+def _make_ready(dataset: Dataset, folder: Path) -> tuple[list[Case], bool]:
+    """The cases that the store lacks, and whether it is complete; if not, it is opened again for writing.
+
+    A complete store is not touched, because other processes may be training on it.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    ids = [case.id for case in dataset.cases]
+    missing = [case for case in dataset.cases if not is_stored(folder, case.id, input_identity(case))]
+    complete = not missing and (folder / STORE_FILE).is_file()
+    if not complete or lost_cases(folder, ids):
+        remove_leftovers(folder, ids)
+    if not complete:
+        (folder / STORE_FILE).unlink(missing_ok=True)
+    return missing, complete
+
+
 def input_identity(case: Case) -> tuple[tuple[str, int, int], ...]:
     """(name, bytes, modification time in ns) of every file of a case."""
     identity = []
-    for path in (*case.images, *([case.label] if case.label else [])):
+    named = (*case.images, *([case.label] if case.label else []))
+    for path in (file for one in named for file in files_of(one)):
         try:
             facts = path.stat()
         except OSError as error:
@@ -196,6 +211,8 @@ def input_identity(case: Case) -> tuple[tuple[str, int, int], ...]:
 def _preprocess_case(case: Case, dataset: Dataset, store: StoreRecord, folder: Path) -> CaseProblems | None:
     """Read, check, prepare and store one case; what its integrity checks found, if anything."""
     inputs = input_identity(case)  # before reading: a file that changes meanwhile is done again next time
+    if is_stored(folder, case.id, inputs):  # another process, which trains another fold, was faster
+        return None
     loaded = load_case(case, dataset)
     if isinstance(loaded, CaseProblems):
         return loaded

@@ -6,7 +6,9 @@ A store is a folder `run/preprocessed/<configuration>/<hash8>/` with, per case, 
 """
 
 import hashlib
+import time
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,6 +30,7 @@ IMAGE_ENDING, LABELS_ENDING, FOREGROUND_ENDING, RECORD_ENDING = (
 CHUNK_VOXELS = 64**3  # a chunk is about 64 x 64 x 64 voxels, or a part of one slice where patches are 2-D
 CHUNK_SIDE_IN_SLICE = 256
 BLOCK_BYTES = 128 * 1024  # a block is decompressed as a whole; it should fit a core's cache
+LEFTOVER_AGE_SECONDS = 3600
 FOREGROUND_SEED = 1234
 FOREGROUND_VOXELS_PER_LABEL = 10_000
 USUAL_ROUNDING, LARGEST_ROUNDING = 1e-3, 1e-2  # of a channel's std, for storing it in half precision
@@ -156,16 +159,25 @@ def is_stored(folder: Path, case_id: str, inputs: Sequence[tuple[str, int, int]]
         return False
 
 
+def lost_cases(folder: Path, ids: Iterable[str]) -> tuple[str, ...]:
+    """The stored cases other than `ids`: those that the dataset no longer has, sorted."""
+    names = (path.name for path in folder.glob(f"*{RECORD_ENDING}"))
+    stored = {name.removesuffix(RECORD_ENDING) for name in names if name != STORE_FILE and name[0] != "."}
+    return tuple(sorted(stored - set(ids)))
+
+
 def remove_leftovers(folder: Path, ids: Iterable[str]) -> None:
-    """Delete temporary files of a run that was killed, and cases other than `ids` (the dataset lost them)."""
+    """Delete what a run that was killed left half-written, and the lost cases.
+
+    Younger files than `LEFTOVER_AGE_SECONDS` stay: another process may be writing them now.
+    """
     for path in folder.glob(".*-*"):
-        path.unlink(missing_ok=True)
-    kept = set(ids)
-    for path in folder.glob(f"*{RECORD_ENDING}"):
-        case_id = path.name.removesuffix(RECORD_ENDING)
-        if path.name != STORE_FILE and case_id not in kept:
-            for ending in (RECORD_ENDING, IMAGE_ENDING, LABELS_ENDING, FOREGROUND_ENDING):
-                (folder / f"{case_id}{ending}").unlink(missing_ok=True)
+        with suppress(FileNotFoundError):  # another process finished or removed it
+            if time.time() - path.stat().st_mtime > LEFTOVER_AGE_SECONDS:
+                path.unlink()
+    for case_id in lost_cases(folder, ids):
+        for ending in (RECORD_ENDING, IMAGE_ENDING, LABELS_ENDING, FOREGROUND_ENDING):
+            (folder / f"{case_id}{ending}").unlink(missing_ok=True)
 
 
 def loses_nothing_in_half(image: Float32[np.ndarray, "channel z y x"]) -> bool:

@@ -22,6 +22,7 @@ PICTURE_ENDINGS = (".png", ".bmp", ".tif", ".tiff")
 READERS: dict[str, Callable[[Path], Content]] = {
     ".nii.gz": read_nifti,
     ".nii": read_nifti,
+    ".hdr": read_nifti,
     **{ending: partial(read_itk, image_io=image_io) for ending, image_io in IMAGE_IO.items()},
     **dict.fromkeys(PICTURE_ENDINGS, read_picture),
 }
@@ -32,10 +33,13 @@ LABEL_READERS: dict[str, Callable[[Path], Content]] = {
 WRITERS: dict[str, Callable[[np.ndarray, Grid, object, Path], None]] = {
     ".nii.gz": write_nifti,
     ".nii": write_nifti,
+    ".hdr": write_nifti,
     **dict.fromkeys(IMAGE_IO, write_itk),
     **dict.fromkeys(PICTURE_ENDINGS, write_picture),
 }
 SUPPORTED_ENDINGS = tuple(READERS)
+# Formats in two files: the file that names the case, and the endings of the file with its voxels.
+VOXEL_ENDINGS = {".hdr": (".img",), ".mhd": (".raw", ".zraw"), ".nhdr": (".raw", ".raw.gz")}
 INTEGER_TOLERANCE = 1e-6
 
 
@@ -67,8 +71,16 @@ def ending_of(path: Path) -> str:
             return ending
     is_lossy = name.endswith((".jpg", ".jpeg"))
     lossy = " JPEG loses detail: export the images again without loss." if is_lossy else ""
+    pair = " Of a NIfTI pair, give the .hdr file." if name.endswith(".img") else ""
     raise UserError(f"{path}: files ending in '{path.suffix}' are not supported; expected one of "
-                    f"{', '.join(SUPPORTED_ENDINGS)}.{lossy} Convert the file first.")
+                    f"{', '.join(SUPPORTED_ENDINGS)}.{lossy}{pair} Convert the file first.")
+
+
+def files_of(path: Path) -> tuple[Path, ...]:
+    """`path` and, of a format in two files, the file of the same name that holds its voxels."""
+    endings = VOXEL_ENDINGS.get(path.suffix.lower(), ())
+    beside = (path.with_suffix(ending.upper() if path.suffix.isupper() else ending) for ending in endings)
+    return (path, *(file for file in beside if file.is_file()))
 
 
 def read_image(paths: Sequence[Path], channel_count: int, channels_in_one_file: bool = False) -> Volume:
@@ -142,7 +154,7 @@ def write_labels(labels: Integer[np.ndarray, "z y x"], like: Volume, path: Path)
         with TemporaryDirectory(prefix=".writing-", dir=path.parent) as folder:
             array = np.ascontiguousarray(labels, _type_of(labels))
             writer(array, like.grid, like.header, Path(folder) / path.name)
-            # .mhd and .nhdr keep their voxels in a second file; the file that names the case comes last.
+            # Some formats keep their voxels in a second file; the file that names the case comes last.
             for file in sorted(Path(folder).iterdir(), key=lambda written: written.name == path.name):
                 file.replace(path.parent / file.name)
     except OSError as error:

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from autoseg.data.content import unlistable
 from autoseg.data.volume import SUPPORTED_ENDINGS, ending_of
 from autoseg.errors import UserError, all_of
 
@@ -47,11 +48,14 @@ def pair_files(predictions: Path, references: Path | Mapping[str, Path]) -> tupl
 def _label_files(folder: Path) -> dict[str, Path]:
     if not folder.is_dir():
         raise UserError(f"{folder} is not a folder. Give the folder that holds the label files.")
-    files = [
-        path
-        for path in sorted(folder.iterdir())
-        if path.is_file() and not path.name.startswith(".") and path.name.endswith(tuple(SUPPORTED_ENDINGS))
-    ]
+    try:
+        files = [
+            path
+            for path in sorted(folder.iterdir())
+            if path.is_file() and not path.name.startswith(".") and path.name.endswith(tuple(SUPPORTED_ENDINGS))
+        ]
+    except OSError as error:
+        raise unlistable(folder, error) from None
     if not files:
         raise UserError(
             f"{folder} holds no label files; files ending in {', '.join(sorted(SUPPORTED_ENDINGS))} "

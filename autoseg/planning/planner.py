@@ -66,7 +66,7 @@ def decide_plan(fingerprint: Fingerprint, settings: PlanSettings) -> Plan:
         are too small for any network, or a preset size that the architecture does not have.
     """
     architecture = chosen_architecture(settings)
-    target = find_target(fingerprint)
+    target = find_target(fingerprint, nnunet_parity=settings.nnunet_parity)
     budget = _budget(fingerprint, architecture, settings)
     normalization, normalization_reason = choose_normalization(fingerprint)
     with_3d = _asks_for_3d(settings.configurations)
@@ -124,7 +124,7 @@ def add_architecture(plan: Plan, fingerprint: Fingerprint, settings: PlanSetting
         )
     architecture = chosen_architecture(settings)
     budget = _budget(fingerprint, architecture, settings)
-    target = find_target(fingerprint)
+    target = find_target(fingerprint, axes=plan.axes)
     with_3d = _asks_for_3d(tuple(plan.configurations))
     drafts = draft_configurations(target, len(fingerprint.cases), budget, with_3d)
     configurations = {}
@@ -239,8 +239,8 @@ def _side_reasons(fingerprint: Fingerprint, sided: Sequence[tuple[str, str]]) ->
     pairs = "; ".join(f"{left} / {right}" for left, right in sided)
     axes = _left_right_axes(fingerprint)
     if not axes:
-        return (f"Labels that differ only in side: {pairs}. The images carry no orientation, so it is not "
-                "known which axis is left-right.",)
+        return (f"Labels that differ only in side: {pairs}. The fingerprint does not say which axis is "
+                "left-right.",)
     names = " and ".join("zyx"[axis] for axis in axes)
     found = [case.left_right_axis for case in fingerprint.cases]
     counts = ", ".join(f"{'zyx'[axis]} in {found.count(axis)} cases" for axis in axes)

@@ -40,23 +40,36 @@ class Target:
         return self.median_shape[0] != 1
 
 
-def find_target(fingerprint: Fingerprint) -> Target:
-    """Decide spacing and axes from the spacings and cropped shapes of all cases."""
+def find_target(
+    fingerprint: Fingerprint, *, nnunet_parity: bool = False, axes: tuple[int, int, int] | None = None
+) -> Target:
+    """Decide spacing and axes from the spacings and cropped shapes of all cases.
+
+    The coarsest axis comes first; without `nnunet_parity`, an axis along which the median case has one voxel does,
+    since nothing can be learned along it. `axes`: those of a plan that exists already.
+    """
     spacing, spacing_reason = _target_spacing(fingerprint)
-    coarsest = 0 if fingerprint.is_2d else int(np.argmax(spacing))
-    second, third = (axis for axis in range(3) if axis != coarsest)
-    axes = (coarsest, second, third)
     shapes = [resampled_shape(case.cropped_shape, case.spacing, spacing) for case in fingerprint.cases]
     # One slice at a coarser spacing would round to none.
     median_shape = _triple(np.maximum(np.median(shapes, axis=0), 1))
     if fingerprint.is_2d:
         median_shape = (1.0, *median_shape[1:])
+    first = _first_axis(spacing, median_shape, fingerprint.is_2d, nnunet_parity)
+    second, third = (axis for axis in range(3) if axis != first)
+    axes = axes or (first, second, third)
     return Target(
         axes=axes,
         spacing=_in_order(spacing, axes),
         median_shape=_in_order(median_shape, axes),
         reasons=(spacing_reason, _axes_reason(axes, spacing, fingerprint.is_2d)),
     )
+
+
+def _first_axis(spacing: Triple, median_shape: Triple, is_2d: bool, nnunet_parity: bool) -> int:
+    """The array axis that stands first in the plan."""
+    flat = [axis for axis in range(3) if median_shape[axis] == 1]
+    among = flat if flat and not nnunet_parity else range(3)
+    return 0 if is_2d else max(among, key=lambda axis: spacing[axis])
 
 
 def _target_spacing(fingerprint: Fingerprint) -> tuple[Triple, str]:
@@ -96,6 +109,9 @@ def _axes_reason(axes: tuple[int, int, int], spacing: tuple[float, ...], is_2d: 
     if is_2d:
         return "Natural 2-D images: axes stay (y, x)."
     order = ", ".join("zyx"[axis] for axis in axes)
+    if axes[0] != int(np.argmax(spacing)):
+        return (f"Axis order of the plan: ({order}); the median case has one voxel along {'zyx'[axes[0]]}, which "
+                "comes first, the others keep their order.")
     coarsest = f"{'zyx'[axes[0]]}, {spacing[axes[0]]:.3g} mm"
     return (f"Axis order of the plan: ({order}); the coarsest axis ({coarsest}) comes first, the others keep "
             "their order.")

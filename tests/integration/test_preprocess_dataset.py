@@ -1,5 +1,6 @@
 """A store is filled once, resumed after a kill, renewed where inputs changed, equal for any workers."""
 
+import errno
 import json
 import os
 import subprocess
@@ -101,6 +102,65 @@ def test_a_second_run_does_nothing(folder, tmp_path, written):
     assert len(written) == 6
 
 
+def test_a_complete_store_is_not_touched(folder, tmp_path, monkeypatch):
+    store = preprocess_dataset(open_dataset(folder), store_record(), tmp_path / "store", workers=1)
+    (store / ".case_9-12ab34cd.b2nd").write_bytes(b"of another process")
+    os.utime(store / ".case_9-12ab34cd.b2nd", (1, 1))
+    before = {path.name: (path.stat().st_mtime_ns, path.stat().st_ino) for path in (store, *store.iterdir())}
+
+    def refuse(*_, **__):
+        raise AssertionError("a complete store was changed")
+
+    for name in ("unlink", "write_bytes", "write_text"):
+        monkeypatch.setattr(Path, name, refuse)
+    preprocess_dataset(open_dataset(folder), store_record(), store, workers=1)
+    assert before == {path.name: (path.stat().st_mtime_ns, path.stat().st_ino) for path in (store, *store.iterdir())}
+
+
+def test_two_processes_that_fill_one_store(folder, tmp_path, monkeypatch):
+    """While one reads case_2, another finishes everything: the first neither damages nor repeats its work."""
+    store, other = tmp_path / "store", []
+    original = preprocessing.load_case
+
+    def interrupted(case, dataset):
+        if case.id == "case_2" and True not in other:
+            other.append(True)
+            preprocess_dataset(open_dataset(folder), store_record(), store, workers=1)
+        other.append(case.id)
+        return original(case, dataset)
+
+    monkeypatch.setattr(preprocessing, "load_case", interrupted)
+    preprocess_dataset(open_dataset(folder), store_record(), store, workers=1)
+    assert sorted(one for one in other if one is not True) == [f"case_{seed}" for seed in (0, 1, 2, 2, 3, 4, 5)]
+    assert sorted(open_store(store).cases) == [f"case_{seed}" for seed in range(6)]
+
+
+def test_a_store_that_cannot_be_opened_again(folder, tmp_path, monkeypatch):
+    store = preprocess_dataset(open_dataset(folder), store_record(), tmp_path / "store", workers=1)
+    (store / "case_1.json").unlink()
+
+    def refuse(*_, **__):
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    monkeypatch.setattr(Path, "unlink", refuse)
+    with pytest.raises(UserError, match="cannot be written: Read-only"):
+        preprocess_dataset(open_dataset(folder), store_record(), store, workers=1)
+
+
+def test_voxels_in_a_second_file_are_inputs_too(folder, tmp_path, written):
+    for path in [*folder.glob("*/*.nii.gz")]:
+        nibabel.save(nibabel.load(path), path.with_name(path.name.replace(".nii.gz", ".hdr")))
+        path.unlink()
+    manifest = json.loads((folder / "dataset.json").read_text())
+    (folder / "dataset.json").write_text(json.dumps({**manifest, "file_ending": ".hdr"}))
+    preprocess_dataset(open_dataset(folder), store_record(), tmp_path / "store", workers=1)
+    written.clear()
+    voxels = folder / "labelsTr" / "case_1.img"
+    os.utime(voxels, ns=(1, voxels.stat().st_mtime_ns + 1))
+    preprocess_dataset(open_dataset(folder), store_record(), tmp_path / "store", workers=1)
+    assert written == ["case_1"]
+
+
 def test_a_killed_run_is_resumed(folder, tmp_path, written):
     script = f"""
 import os, pathlib
@@ -125,6 +185,8 @@ preprocess_dataset(dataset, record, pathlib.Path({str(tmp_path / "store")!r}), 1
     assert list(store.glob(".*")), "the kill left a half-written file"
     with pytest.raises(UserError, match="has not finished"):
         open_store(store)
+    for leftover in store.glob(".*"):  # younger ones may belong to a process that is alive
+        os.utime(leftover, (1, 1))
     preprocess_dataset(open_dataset(folder), store_record(), store, workers=1)
     assert written == ["case_3", "case_4", "case_5"]
     assert not list(store.glob(".*"))

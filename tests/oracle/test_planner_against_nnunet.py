@@ -39,7 +39,7 @@ def make_fingerprint(
         median_relative_size_after_cropping=kept,
         cases=tuple(
             CaseFingerprint(id=f"case_{number:03d}", shape=shape, cropped_shape=shape, spacing=spacing,
-                            left_right_axis=None if is_2d else 2, class_voxels=dict.fromkeys(labels, 1))
+                            left_right_axis=2, class_voxels=dict.fromkeys(labels, 1))
             for number, (shape, spacing) in enumerate(zip(shapes, spacings, strict=True))
         ),
     )

@@ -66,7 +66,7 @@ def save_itk(path: Path, affine: np.ndarray) -> None:
 
 
 @settings(max_examples=30, deadline=None)
-@given(affines(), st.sampled_from(("both", "sform", "qform")), st.sampled_from((".nii", ".nii.gz")))
+@given(affines(), st.sampled_from(("both", "sform", "qform")), st.sampled_from((".nii", ".nii.gz", ".hdr")))
 def test_a_nifti_mask_has_its_images_header(affine: np.ndarray, forms: str, ending: str) -> None:
     with tempfile.TemporaryDirectory() as folder:
         source, mask = Path(folder) / f"image{ending}", Path(folder) / f"mask{ending}"
@@ -136,6 +136,39 @@ def test_the_grid_is_nibabels_affine_with_axes_reversed(affine: np.ndarray) -> N
         if np.abs(affine[0, :3] / np.linalg.norm(affine[:3, :3], axis=0)).max() > 0.99:
             axis = next(index for index, code in enumerate(codes) if code in "LR")
             assert left_right_axis(grid) == 2 - axis
+
+
+@settings(max_examples=10, deadline=None)
+@given(affines(), st.sampled_from((".nii.gz", ".hdr", ".nrrd", ".nhdr", ".mha", ".mhd")),
+       st.sampled_from((".nii.gz", ".hdr", ".nrrd", ".nhdr", ".mha", ".mhd")), st.integers(0, 2**31))
+def test_labels_survive_any_two_formats(affine: np.ndarray, one: str, other: str, seed: int) -> None:
+    labels = np.random.default_rng(seed).choice((-7, 0, 1, 300, 40000), SHAPE[::-1])
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        save_nifti(folder / "image.nii", affine)
+        volume = read_image([folder / "image.nii"], 1)
+        write_labels(labels, volume, folder / f"one{one}")
+        write_labels(labels, read_labels(folder / f"one{one}"), folder / f"other{other}")
+        back = read_labels(folder / f"other{other}")
+        np.testing.assert_array_equal(back.voxels[0], labels)
+        assert volume_differences(back, volume) == []
+
+
+@pytest.mark.parametrize(("degrees", "axis"), [(0, 2), (30, 2), (60, 1), (90, 1), (180, 2)])
+@pytest.mark.parametrize("ending", [".mha", ".nii.gz"])
+def test_left_right_of_a_slice_is_the_axis_that_its_file_says(
+    degrees: float, axis: int, ending: str, tmp_path: Path
+) -> None:
+    c, s = np.cos(np.radians(degrees)), np.sin(np.radians(degrees))
+    image = sitk.GetImageFromArray(np.zeros((4, 5), np.uint8))
+    image.SetDirection((c, -s, s, c))
+    sitk.WriteImage(image, str(tmp_path / f"a{ending}"))
+    assert left_right_axis(read_image([tmp_path / f"a{ending}"], 1).grid) == axis
+
+
+def test_left_right_of_a_picture_is_x(tmp_path: Path) -> None:
+    sitk.WriteImage(sitk.GetImageFromArray(np.zeros((4, 5), np.uint8)), str(tmp_path / "a.png"))
+    assert left_right_axis(read_image([tmp_path / "a.png"], 1).grid) == 2
 
 
 @pytest.mark.parametrize("ending", [".nii.gz", ".mha", ".nrrd", ".gipl"])

@@ -1,6 +1,8 @@
 """Datasets that a user must mend: each problem is named with file, value, expectation and next step."""
 
+import errno
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -94,6 +96,8 @@ def test_missing_keys_are_named_together(folder: Path) -> None:
     ({"labels": {"tumor": 1}}, ("no 'background'",)),
     ({"labels": {"bg": 0, "tumor": 1}}, ("no 'background'", "'bg'", "rename")),
     ({"labels": {"background": 0}}, ("only background",)),
+    ({"labels": {"background": 5, "tumor": 1}}, ("background has value 5; 0 was expected",)),
+    ({"labels": {"5": "background", "0": "tumor"}}, ("background has value 5; 0 was expected",)),
     ({"labels": {"background": 0, "x": "many"}}, ("'x': 'many'", "integer")),
     ({"labels": {"background": 0, "whole": [1, 2], "x": 1}}, ("'whole' is a region [1, 2]", "not supported yet")),
     ({"labels": {"background": 0, "x": 1, "ignore": 2}}, ("'ignore' (value 2)", "not supported yet")),
@@ -151,6 +155,36 @@ def test_listed_files_that_do_not_exist(folder: Path) -> None:
     assert "lists 3 images; 2 channels are declared" in message(folder)
     change(folder, dataset={"one": {"images": ["a.nii.gz"]}})
     assert "dataset.one.label" in message(folder)
+
+
+@pytest.mark.parametrize("case", ["", "a/b", "../a", "a\\b", ".a", "..", "/tmp/a"])
+def test_case_ids_that_cannot_name_files(case: str, folder: Path) -> None:
+    images = [f"imagesTr/a_000{channel}.nii.gz" for channel in range(2)]
+    change(folder, dataset={case: {"images": images, "label": "labelsTr/a.nii.gz"}}, numTraining=1)
+    text = message(folder)
+    assert f"case id '{case}' cannot name files" in text and text.startswith("1 problem in")
+
+
+@pytest.mark.parametrize("name", [".nii.gz", ".a.nii.gz", "a\\b.nii.gz"])
+def test_case_ids_of_training_lists_that_cannot_name_files(name: str, folder: Path) -> None:
+    (folder / "labelsTr" / "a.nii.gz").rename(folder / "labelsTr" / name)
+    change(folder, channel_names=None, file_ending=None, modality={"0": "MR"}, numTraining=1,
+           training=[{"image": "imagesTr/a_0000.nii.gz", "label": f"labelsTr/{name}"}])
+    assert f"case id '{name.removesuffix('.nii.gz')}' cannot name files" in message(folder)
+
+
+@pytest.mark.parametrize("locked", ["", "imagesTr", "labelsTr"])
+def test_folders_that_may_not_be_read(locked: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    listing = os.scandir
+
+    def refuse(path: Path) -> object:
+        if Path(path) == folder / locked:
+            raise PermissionError(errno.EACCES, "Permission denied")
+        return listing(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    text = message(folder)
+    assert str(folder / locked) in text and "cannot be listed: Permission denied" in text and "permissions" in text
 
 
 def test_training_lists(folder: Path) -> None:

@@ -15,7 +15,8 @@ from autoseg.planning.planner import PlanSettings, add_architecture, decide_plan
 from autoseg.planning.summary import describe_plan
 from autoseg.planning.topology import build_topology, pool
 from autoseg.records import read_record, write_record
-from autoseg.schema import CaseFingerprint, Fingerprint, IntensityStatistics, NetworkPlan, Plan
+from autoseg.schema import CaseFingerprint, ConfigurationName, Fingerprint, IntensityStatistics, NetworkPlan, Plan
+from autoseg.training.mirroring import mirror_positions
 
 STATISTICS = IntensityStatistics(
     mean=5.0, median=4.0, std=2.0, min=0.0, max=9.0, percentile_00_5=0.1, percentile_99_5=8.9
@@ -28,7 +29,7 @@ def make_fingerprint(
     count: int = 20,
     channels: tuple[str, ...] = ("T1",),
     names: tuple[str, ...] = ("organ",),
-    left_right: tuple[int | None, ...] = (2,),
+    left_right: tuple[int, ...] = (2,),
     is_2d: bool = False,
     kept: float = 1.0,
 ) -> Fingerprint:
@@ -58,7 +59,7 @@ def default_network(planned: Plan, configuration: str) -> NetworkPlan:
 
 LARGE_CT = make_fingerprint((400, 512, 512), (1.0, 0.8, 0.8), channels=("CT",))
 SMALL = make_fingerprint((36, 50, 35), count=200)
-PICTURES = make_fingerprint((1, 300, 420), is_2d=True, left_right=(None,), channels=("R", "G", "B"))
+PICTURES = make_fingerprint((1, 300, 420), is_2d=True, channels=("R", "G", "B"))
 
 
 # ---------------------------------------------------------------- networks
@@ -229,9 +230,9 @@ def test_thin_slices_are_kept_where_slices_are_few() -> None:
 def test_natural_pictures_are_planned_in_2d_whatever_their_slice_spacing() -> None:
     assert tuple(plan(PICTURES).configurations) == ("2d",)
     assert plan(PICTURES).axes == (0, 1, 2)
-    thick = make_fingerprint((1, 300, 420), (999.0, 1.0, 1.0), is_2d=True, left_right=(None,), channels=("R", "G", "B"))
+    thick = make_fingerprint((1, 300, 420), (999.0, 1.0, 1.0), is_2d=True, channels=("R", "G", "B"))
     assert plan(thick).configurations == plan(PICTURES).configurations
-    coarse = make_fingerprint((1, 300, 420), (1.0, 5.0, 5.0), is_2d=True, left_right=(None,), channels=("R", "G", "B"))
+    coarse = make_fingerprint((1, 300, 420), (1.0, 5.0, 5.0), is_2d=True, channels=("R", "G", "B"))
     assert plan(coarse).axes == (0, 1, 2)
 
 
@@ -253,7 +254,38 @@ def test_sides_and_their_axes_are_recorded() -> None:
     assert planned.sided_labels == (("left_kidney", "right_kidney"),)
     assert planned.left_right_axes == (0, 2)
     assert any("left_kidney / right_kidney" in reason for reason in planned.reasons)
-    assert plan(PICTURES).left_right_axes == ()
+    assert plan(PICTURES).left_right_axes == (2,)
+
+
+@pytest.mark.parametrize(("fingerprint", "configuration", "kept"), [
+    (make_fingerprint((1, 300, 420), is_2d=True, names=("left_eye", "right_eye")), "2d", (0,)),
+    (make_fingerprint((1, 300, 420), is_2d=True, names=("left_eye", "right_eye"), left_right=(1,)), "2d", (1,)),
+    (make_fingerprint((1, 300, 420), is_2d=True, names=("left_eye", "right_eye"), left_right=(1, 2)), "2d", ()),
+    (make_fingerprint((1, 300, 420), is_2d=True), "2d", (0, 1)),
+    (make_fingerprint((300, 30, 320), (0.5, 4.0, 0.6), names=("left_eye", "right_eye")), "2d", (0,)),
+    (make_fingerprint((300, 30, 320), (0.5, 4.0, 0.6), names=("left_eye", "right_eye")), "3d_fullres", (0, 1)),
+    (make_fingerprint((300, 30, 320), (0.5, 4.0, 0.6), names=("left_eye", "right_eye"), left_right=(0,)), "2d", (1,)),
+    (make_fingerprint((300, 30, 320), (0.5, 4.0, 0.6), names=("left_eye", "right_eye"), left_right=(1,)), "2d", (0, 1)),
+])
+def test_patches_are_not_mirrored_along_left_right(
+    fingerprint: Fingerprint, configuration: ConfigurationName, kept: tuple[int, ...]
+) -> None:
+    assert mirror_positions(plan(fingerprint), configuration, "auto")[0] == kept
+
+
+@pytest.mark.parametrize("axis", [0, 1, 2])
+def test_an_axis_of_one_voxel_comes_first_however_fine(axis: int) -> None:
+    shape, spacing = [240, 256, 250], [1.0, 1.1, 1.05]
+    shape[axis], spacing[axis] = 1, 0.5
+    fingerprint = make_fingerprint(tuple(shape), tuple(spacing))
+    planned, others = plan(fingerprint), [other for other in range(3) if other != axis]
+    assert planned.axes == (axis, *others) and tuple(planned.configurations) == ("2d",)
+    assert planned.configurations["2d"].spacing == tuple(spacing[other] for other in others)
+    assert any("one voxel along" in reason for reason in planned.reasons)
+    assert any("single slice" in reason for reason in planned.reasons)
+    assert plan(fingerprint, nnunet_parity=True).axes[0] == int(np.argmax(spacing))
+    added = add_architecture(planned, fingerprint, PlanSettings(architecture="plain", nnunet_parity=True))
+    assert added.axes == planned.axes and set(added.configurations["2d"].networks) == {"resenc", "plain"}
 
 
 # ---------------------------------------------------------------- a second architecture

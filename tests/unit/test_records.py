@@ -2,6 +2,7 @@
 
 import errno
 import os
+from pathlib import Path
 
 import pytest
 
@@ -49,6 +50,19 @@ def test_a_full_disk_and_a_locked_folder_are_user_errors(tmp_path, monkeypatch, 
     with pytest.raises(UserError, match=word):
         write_record(Split(train=(), val=()), tmp_path / "split.json")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_failing_cleanup_does_not_hide_the_failure(tmp_path, monkeypatch):
+    def refuse(*_, **__):
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    monkeypatch.setattr(Path, "unlink", refuse)
+    with pytest.raises(ZeroDivisionError), replacing(tmp_path / "plan.json") as temporary:
+        temporary.write_text("half")
+        raise ZeroDivisionError
+    monkeypatch.setattr(os, "replace", refuse)
+    with pytest.raises(UserError, match="cannot be written: Read-only"):
+        write_record(Split(train=(), val=()), tmp_path / "split.json")
 
 
 def test_the_hash_depends_on_content_not_on_order():

@@ -1,5 +1,8 @@
 """Scores per case and label, their means, and what cannot be scored."""
 
+import errno
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -151,3 +154,12 @@ def test_the_table_shows_means_spread_and_what_was_skipped():
                      "tumor: in only one mask of 1 case (b)", "lowest Dice: 0.000, tumor in b"):
         assert expected in table
     assert len({len(line) for line in table.splitlines() if set(line) == {"-"}}) == 1
+
+
+def test_a_folder_that_may_not_be_read_is_a_user_error(tmp_path, monkeypatch):
+    def refuse(_):
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(Path, "iterdir", refuse)
+    with pytest.raises(UserError, match="cannot be listed: Permission denied"):
+        pair_files(tmp_path, tmp_path)

@@ -41,12 +41,12 @@ def test_a_preset_that_does_not_exist_names_those_that_do():
 def test_without_a_time_limit_the_rate_changes_with_the_epoch():
     settings = TrainSettings(epochs=4, steps_per_epoch=10)
     assert [schedule_progress(step, 1e9, settings) for step in (0, 9, 10, 39)] == [0, 0, 0.25, 0.75]
-    assert not is_finished(39, 1e9, settings) and is_finished(40, 0, settings)
+    assert not is_finished(39, 1e9, settings) and is_finished(40, 0.0, settings)
 
 
 def test_with_a_time_limit_the_nearer_end_counts():
-    settings = TrainSettings(epochs=10, steps_per_epoch=10, max_minutes=1)
-    assert schedule_progress(50, 6, settings) == 0.5
-    assert schedule_progress(10, 45, settings) == 0.75
-    assert schedule_progress(0, 120, settings) == 1
-    assert is_finished(1, 60, settings) and is_finished(100, 1, settings) and not is_finished(99, 59, settings)
+    settings = TrainSettings(epochs=10, steps_per_epoch=10, max_minutes=1.0)
+    assert schedule_progress(50, 6.0, settings) == 0.5
+    assert schedule_progress(10, 45.0, settings) == 0.75
+    assert schedule_progress(0, 120.0, settings) == 1
+    assert is_finished(1, 60.0, settings) and is_finished(100, 1.0, settings) and not is_finished(99, 59.0, settings)

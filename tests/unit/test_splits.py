@@ -82,7 +82,7 @@ def test_folds_by_name() -> None:
     assert training_cases(splits, "3", ids) == (splits[3].train, splits[3].val)
     assert training_cases(splits, "all", ids) == (tuple(ids), tuple(ids))
     for fold in ("5", "-1", "x", "1.0", ""):
-        with pytest.raises(UserError, match="0 to 4, and 'all'"):
+        with pytest.raises(UserError, match="0 to 4, one at a time, and 'all'"):
             training_cases(splits, fold, ids)
     with pytest.raises(UserError, match="--fold all"):
         training_cases((), "0", ["a"])

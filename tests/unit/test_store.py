@@ -1,6 +1,7 @@
 """The store gives back what was written, keeps half precision honest and leaves nothing half-written."""
 
 import errno
+import os
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ from autoseg.data.store import (
     is_stored,
     load_case_arrays,
     loses_nothing_in_half,
+    lost_cases,
     open_case,
     open_store,
     remove_leftovers,
@@ -175,9 +177,14 @@ def test_leftovers_and_cases_of_before_are_removed(tmp_path, arrays):
     put(tmp_path, "kept", *arrays)
     put(tmp_path, "gone", *arrays)
     write_record(RECORD, tmp_path / "store.json")
-    (tmp_path / ".kept-12ab34cd.b2nd").write_bytes(b"half")
+    old, new = tmp_path / ".kept-12ab34cd.b2nd", (".kept-12ab34ce.b2nd", ".new-12ab34cf.json")
+    for path in (old, *(tmp_path / name for name in new)):
+        path.write_bytes(b"half")
+    two_hours_ago = old.stat().st_mtime - 7200
+    os.utime(old, (two_hours_ago, two_hours_ago))
+    assert lost_cases(tmp_path, ["kept"]) == ("gone",)
     remove_leftovers(tmp_path, ["kept"])
-    names = {"kept.json", "kept.b2nd", "kept.labels.b2nd", "kept.foreground.npy", "store.json"}
+    names = {"kept.json", "kept.b2nd", "kept.labels.b2nd", "kept.foreground.npy", "store.json", *new}
     assert {path.name for path in tmp_path.iterdir()} == names
 
 

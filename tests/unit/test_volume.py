@@ -373,6 +373,52 @@ def test_a_singular_affine_is_refused(tmp_path: Path) -> None:
         read_image([tmp_path / "a.nii"], 1)
 
 
+def _patched(path: Path, offset: int, values: list[float], kind: str) -> Path:
+    """A NIfTI file with some bytes of its header replaced."""
+    image = nib.Nifti1Image(np.zeros(SHAPE, np.int16), np.eye(4))
+    image.set_sform(np.eye(4), 0)
+    image.set_qform(np.eye(4), 1)
+    nib.save(image, path)
+    raw = bytearray(path.read_bytes())
+    part = np.array(values, kind).tobytes()
+    raw[offset : offset + len(part)] = part
+    path.write_bytes(raw)
+    return path
+
+
+@pytest.mark.parametrize(("offset", "values", "kind", "needle"), [
+    (256, [1.0, 1.0, 1.0], "<f4", "cannot be read as NIfTI"),  # a quaternion longer than one
+    (256, [np.nan, 0.0, 0.0], "<f4", "does not span space"),
+    (40, [3, 32767, 32767, 32767], "<i2", "more than fit into memory"),
+    (40, [7, *[32767] * 7], "<i2", "7 axes"),
+    (40, [3, -4, 5, 6], "<i2", "at least one voxel"),
+    (108, [np.inf], "<f4", "cannot be read as NIfTI"),  # where the voxels begin
+    (108, [np.nan], "<f4", "cannot be read as NIfTI"),
+])
+def test_nonsense_in_a_header_is_refused(
+    offset: int, values: list[float], kind: str, needle: str, tmp_path: Path
+) -> None:
+    with refused("a.nii", needle):
+        read_image([_patched(tmp_path / "a.nii", offset, values, kind)], 1)
+
+
+def test_pairs_that_are_not_whole_are_refused(tmp_path: Path) -> None:
+    path = nifti(tmp_path / "a.hdr", np.arange(120, dtype=np.int16).reshape(SHAPE))
+    assert read_labels(path).voxels[0].T.ravel().tolist() == list(range(120))
+    voxels = (tmp_path / "a.img").read_bytes()
+    (tmp_path / "a.img").write_bytes(voxels[:-1])
+    with refused("a.hdr", "239 of 240 bytes"):
+        read_labels(path)
+    (tmp_path / "a.img").unlink()
+    with refused("a.img", "does not exist"):
+        read_labels(path)
+    nib.save(nib.AnalyzeImage(np.zeros(SHAPE, np.int16), np.eye(4)), tmp_path / "old.hdr")
+    with refused("old.hdr", "looks like Analyze 7.5"):
+        read_labels(tmp_path / "old.hdr")
+    with refused("a.img", "give the .hdr file"):
+        read_labels(tmp_path / "a.img")
+
+
 def test_unsupported_endings_are_refused() -> None:
     assert ending_of(Path("x.y.NII.GZ")) == ".nii.gz"
     with refused("a.jpg", "not supported", "JPEG loses detail"):
