@@ -3,7 +3,12 @@
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 from jaxtyping import install_import_hook
+
+# The same examples everywhere, and no deadline: continuous integration runs on busy machines.
+settings.register_profile("repeatable", derandomize=True, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("repeatable")
 
 install_import_hook("autoseg", "beartype.beartype")
 
