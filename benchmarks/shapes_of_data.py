@@ -20,7 +20,7 @@ RESULTS = Path(__file__).parent / "results" / "shapes_of_data.jsonl"
 RUNS = (
     ("WBC_Dataset1", "2d", "0", 2), ("CXRLung_Montgomery", "2d", "0", 3),
     ("BraTS2013_2ch", "2d", "0", 2), ("BraTS2013_2ch", "2d", "1", 2), ("BraTS2013_2ch", "2d", "2", 2),
-    ("Cardiac_MSCMR_bSSFP", "3d_fullres", "0", 2),
+    ("Cardiac_MSCMR_bSSFP", "2d", "0", 2),
 )
 
 
