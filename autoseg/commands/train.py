@@ -14,7 +14,7 @@ from autoseg.commands.output import write_json_object, write_stdout
 from autoseg.commands.plan import default_configuration, read_plan
 from autoseg.commands.recording import Recording, recorded, versions
 from autoseg.commands.stopping import stop_on_signals
-from autoseg.data.dataset import Case, open_dataset
+from autoseg.data.dataset import Case, Dataset, open_dataset
 from autoseg.data.parallel import default_workers
 from autoseg.data.preprocessing import preprocess_dataset
 from autoseg.data.splits import read_splits, training_cases
@@ -28,7 +28,7 @@ from autoseg.inference.prediction import PredictSettings, predict_cases
 from autoseg.networks.checkpoint import read_model
 from autoseg.planning.planner import store_record
 from autoseg.progress import readable_seconds
-from autoseg.records import read_record, storage_error, write_record
+from autoseg.records import storage_error, write_record
 from autoseg.schema import ArchitectureName, CheckpointInfo, ConfigurationName, Plan, Scores
 from autoseg.training.session import Session, read_resume_settings, train_session
 from autoseg.training.settings import MirrorChoice, TrainSettings, load_preset, override
@@ -83,7 +83,7 @@ def train(  # noqa: PLR0913 (a command's options)
         _refuse_what_exists(folder, resume, overwrite)
         session = Session(
             plan=plan, configuration=configuration, architecture=architecture, name=name, fold=fold,
-            settings=settings, seed=seed, store=_store(run, plan, configuration), train_ids=split[0],
+            settings=settings, seed=seed, store=_store(run, dataset, plan, configuration), train_ids=split[0],
             validation_ids=() if fold == "all" else split[1], folder=folder, device=chosen_device, versions=versions(),
         )
         recording.inputs.update(dataset=str(dataset.root), plan=session.plan_hash)
@@ -99,12 +99,12 @@ def train(  # noqa: PLR0913 (a command's options)
                             f"(state: {folder / 'resume'}).")
         recording.inputs["weights"] = info.weights_sha256
         recording.results.update(steps=info.steps, training_seconds=round(info.seconds, 1))
-        status = 0
+        scores = None
         if session.validation_ids:
-            status = _validate([cases[case] for case in session.validation_ids], session, plan, recording)
-        _report(session, info, recording, json)
-        recording.exit_status = status
-    return status
+            held_out = [cases[case] for case in session.validation_ids]
+            scores, recording.exit_status = _validate(held_out, session, plan, recording)
+        _report(session, info, scores, recording, json)
+    return recording.exit_status
 
 
 def _known_architecture(
@@ -157,15 +157,15 @@ def _refuse_what_exists(folder: Path, resume: bool, overwrite: bool) -> None:
         raise UserError(f"--resume: {folder} holds no training to continue.\nRun without --resume to start one.")
 
 
-def _store(run: Path, plan: Plan, configuration: ConfigurationName) -> Store:
+def _store(run: Path, dataset: Dataset, plan: Plan, configuration: ConfigurationName) -> Store:
     """The preprocessed cases of a configuration; made now where `plan` did not make them."""
     record = store_record(plan, configuration)
     folder = store_folder(run, configuration, record)
-    preprocess_dataset(open_dataset(Path(plan.dataset)), record, folder, default_workers())
+    preprocess_dataset(dataset, record, folder, default_workers())
     return open_store(folder)
 
 
-def _validate(cases: list[Case], session: Session, plan: Plan, recording: Recording) -> int:
+def _validate(cases: list[Case], session: Session, plan: Plan, recording: Recording) -> tuple[Scores, int]:
     """Predict the fold's validation cases as `predict` would, score them, write scores.json; 3 when a case failed."""
     output = session.folder / "validation"
     model = read_model(session.folder)
@@ -180,16 +180,15 @@ def _validate(cases: list[Case], session: Session, plan: Plan, recording: Record
     scores = score_files(pairs, plan.labels, workers=default_workers())
     write_record(scores, session.folder / "scores.json")
     recording.results.update(dice=scores.mean.dice, nsd=scores.mean.nsd, hd95=scores.mean.hd95, failed=len(failures))
-    return 3 if failures else 0
+    return scores, 3 if failures else 0
 
 
-def _report(session: Session, info: CheckpointInfo, recording: Recording, json: bool) -> None:
+def _report(session: Session, info: CheckpointInfo, scores: Scores | None, recording: Recording, json: bool) -> None:
     if json:
         write_json_object({"model": str(session.folder), **recording.results})
         return
-    scores = session.folder / "scores.json"
-    if session.validation_ids:
-        write_stdout(format_table(read_record(Scores, scores)))
+    if scores is not None:
+        write_stdout(format_table(scores))
     write_stdout(f"\n{session.name}, {session.configuration}, fold {session.fold}: {info.steps} steps in "
                  f"{readable_seconds(info.seconds)}. Written: {session.folder}\n"
                  f"Next: autoseg predict -i IMAGES -o MASKS --run {session.folder.parents[3]}")
