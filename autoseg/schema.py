@@ -6,7 +6,8 @@ from pydantic import Field, JsonValue
 
 from autoseg.records import ForeignRecord, Record
 
-ArchitectureName = Literal["plain", "resenc"]
+ArchitectureName = Literal["plain", "resenc", "hybrid", "unetr", "unetr-pp", "swin-unetr", "mednext"]
+OptimizerName = Literal["sgd", "adamw"]
 ConfigurationName = Literal["2d", "3d_fullres", "3d_lowres"]
 NormalizationScheme = Literal["ct", "zscore", "rescale_to_0_1", "rgb_to_0_1", "nonorm"]
 
@@ -92,11 +93,31 @@ class ChannelNormalization(Record):
     statistics: IntensityStatistics
 
 
-class Topology(Record):
-    """The shape of a U-Net, coarse stages last; tuples per stage, in plan order.
+class AttentionPlan(Record):
+    """Where a `hybrid` attends; tuples per encoder stage, the finest first.
 
-    `encoder_blocks`: convolutions (plain) or residual blocks (resenc) per stage; `decoder_blocks`: convolutions
-    per decoder stage, from the bottleneck's neighbour outwards (one entry fewer).
+    Attributes
+    ----------
+    blocks : attention blocks that take the place of the stage's last residual blocks (0: none).
+    heads : attention heads; the channels per head are features / heads (1 where there are no blocks).
+    key_shapes : the grid that keys and values are averaged to, at most; None: every token is a key.
+    spacing : mm between the patch's voxels, plan order; positions in attention are measured with it.
+    drop_path : the share of samples for which the last attention block is left out in training; earlier ones less.
+    """
+
+    blocks: tuple[int, ...]
+    heads: tuple[int, ...]
+    key_shapes: tuple[tuple[int, ...] | None, ...]
+    spacing: tuple[float, ...]
+    drop_path: float
+
+
+class Topology(Record):
+    """The shape of a network, coarse stages last; tuples per stage, in plan order.
+
+    `encoder_blocks`: convolutions (plain), residual blocks (resenc; in a hybrid, `attention` counts among them) or
+    transformer blocks (unetr, unetr-pp, swin-unetr) per stage; `decoder_blocks`: convolutions or blocks per decoder
+    stage, from the bottleneck's neighbor outwards (one entry fewer). `attention`: of a hybrid only.
     """
 
     strides: tuple[tuple[int, ...], ...]
@@ -104,17 +125,45 @@ class Topology(Record):
     features: tuple[int, ...]
     encoder_blocks: tuple[int, ...]
     decoder_blocks: tuple[int, ...]
+    attention: AttentionPlan | None = None
+
+
+class OptimizerPlan(Record):
+    """How a network is optimized.
+
+    Attributes
+    ----------
+    momentum : of SGD (Nesterov); β₁ of AdamW.
+    second_momentum : β₂ of AdamW; None for SGD.
+    weight_decay : SGD: on every weight (L2); AdamW: decoupled, and not on norms, biases, scales and positions.
+    gradient_clip : the largest common Euclidean norm of all gradients.
+    warmup_share : the share of the schedule over which the learning rate rises from zero, linearly.
+    """
+
+    name: OptimizerName
+    learning_rate: float
+    momentum: float
+    second_momentum: float | None = None
+    weight_decay: float
+    gradient_clip: float
+    warmup_share: float = 0.0
 
 
 class NetworkPlan(Record):
-    """One network of a configuration. `memory_gib` is an estimate; `reasons` say why, one sentence each."""
+    """One network of a configuration; `reasons` say why, one sentence each.
+
+    `memory_gib`: to train; an estimate, unless `memory_measured_on` names the device on which it was measured.
+    `checkpointed_stages`: so many of the first stages keep no activations and are computed again in the backward pass.
+    """
 
     patch_shape: tuple[int, ...]
     batch_size: int
     topology: Topology
     batch_dice: bool
-    optimizer: Literal["sgd"]
+    optimizer: OptimizerPlan
     memory_gib: float
+    memory_measured_on: str | None = None
+    checkpointed_stages: int = 0
     reasons: tuple[str, ...]
 
 

@@ -17,7 +17,8 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from autoseg.errors import UserError, all_of
-from autoseg.networks.unet import UNet
+from autoseg.networks.builder import make_network
+from autoseg.networks.segmenter import Segmenter
 from autoseg.records import read_record, replacing, write_record
 from autoseg.schema import CheckpointInfo, ResumeRecord
 
@@ -62,7 +63,7 @@ def write_model(folder: Path, network: nn.Module, info: CheckpointInfo) -> Check
     return tied
 
 
-def read_model(folder: Path) -> tuple[UNet, CheckpointInfo]:
+def read_model(folder: Path) -> tuple[Segmenter, CheckpointInfo]:
     """The network of a model folder with its weights, on the CPU, and its record.
 
     Raises
@@ -81,7 +82,7 @@ def read_model(folder: Path) -> tuple[UNet, CheckpointInfo]:
         )
     # No memory and no random draws for weights that are replaced at once.
     with torch.device("meta"):
-        network = UNet(info.architecture, info.network.topology, len(info.channel_names), len(info.labels))
+        network = make_network(info.architecture, info.network, len(info.channel_names), len(info.labels))
     network.to_empty(device="cpu")
     _assign(network, _parse(content, path), path)
     return network.eval(), info
@@ -98,7 +99,7 @@ def save_resume(
     """Write all that continuing a training needs; the state before it stays valid until this one is complete.
 
     facts : JSON-able; given back by `read_resume_facts`. The optimizer's groups (rate, decay) are not kept:
-    whoever resumes builds the same optimizer first. Nor are random states: no layer draws.
+    whoever resumes builds the same optimizer first. Nor are random states: every draw is a function of (seed, step).
     """
     tensors = {f"{WEIGHTS_PREFIX}{name}": value for name, value in network.state_dict().items()}
     for name, parameter in network.named_parameters():
@@ -144,12 +145,16 @@ def load_resume(
     _assign(network, {name.removeprefix(WEIGHTS_PREFIX): value for name, value in weights.items()}, path)
     buffers = {name: value for name, value in tensors.items() if name.startswith(OPTIMIZER_PREFIX)}
     parameters = dict(network.named_parameters())
+    is_fused = bool(optimizer.defaults.get("fused"))
     for name, value in buffers.items():
         _, kind, parameter_name = name.split(".", 2)
         parameter = parameters[parameter_name]
-        # Fused kernels walk weight and buffer together: the memory format must be the weight's.
-        like = torch.empty_like(parameter) if value.shape == parameter.shape else torch.empty_like(value)
-        optimizer.state[parameter][kind] = like.copy_(value)
+        if kind == "step":
+            # AdamW's number of steps: fused kernels read it where the weight is, others on the CPU.
+            optimizer.state[parameter][kind] = value.to(parameter.device) if is_fused else value
+        else:
+            # Fused kernels walk weight and buffer together: the memory format must be the weight's.
+            optimizer.state[parameter][kind] = torch.empty_like(parameter).copy_(value)
     scaler.load_state_dict(record.scaler)
 
 

@@ -1,8 +1,9 @@
-"""The `plain` and `resenc` U-Nets in two and three dimensions, from a topology alone.
+"""The `plain`, `resenc` and `hybrid` U-Nets in two and three dimensions, from a topology alone.
 
 The mathematics is that of nnU-Net's networks (Isensee et al., 2021 and 2024): convolution → instance
 normalization → leaky ReLU, strided convolutions on the way down, transposed convolutions on the way up, a 1×1
-segmentation head at every decoder level. Nothing depends on the patch's shape.
+segmentation head at every decoder level. A `hybrid` ends its coarse encoder stages with attention (`attention`).
+Nothing depends on the patch's shape.
 """
 
 import math
@@ -11,9 +12,12 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
 
+from autoseg.networks.attention import AttentionBlock
 from autoseg.networks.normalization import InstanceNorm
-from autoseg.schema import ArchitectureName, Topology
+from autoseg.networks.segmenter import Part, Segmenter
+from autoseg.schema import ArchitectureName, AttentionPlan, Topology
 
 SLOPE = 0.01
 Convolution = nn.Conv2d | nn.Conv3d
@@ -109,48 +113,72 @@ class ResidualBlock(nn.Module):
 BLOCKS: dict[ArchitectureName, type[ConvolutionBlock] | type[ResidualBlock]] = {
     "plain": ConvolutionBlock,
     "resenc": ResidualBlock,
+    "hybrid": ResidualBlock,
 }
 
 
 class Stage(nn.Sequential):
-    """`count` blocks of one resolution, the first strided."""
+    """`count` blocks of one resolution, the first strided; then those of `attention`."""
 
     def __init__(
         self, architecture: ArchitectureName, channels: tuple[int, int], kernel: Sequence[int],
-        stride: Sequence[int], count: int,
+        stride: Sequence[int], count: int, attention: Sequence[AttentionBlock] = (),
     ) -> None:  # fmt: skip
         inputs, outputs = channels
         block, ones = BLOCKS[architecture], (1,) * len(kernel)
         later = [block(outputs, outputs, kernel, ones) for _ in range(count - 1)]
-        super().__init__(block(inputs, outputs, kernel, stride), *later)
+        super().__init__(block(inputs, outputs, kernel, stride), *later, *attention)
 
 
 class Encoder(nn.Module):
-    """Stages from fine to coarse; `resenc` begins with a stem of one convolution block."""
+    """Stages from fine to coarse; all but `plain` begin with a stem of one convolution block."""
 
     def __init__(self, architecture: ArchitectureName, topology: Topology, input_channels: int) -> None:
         super().__init__()
         inputs = input_channels
         self.stem: nn.Module | None = None
-        if architecture == "resenc":
+        if architecture != "plain":
             kernel, inputs = topology.kernel_sizes[0], topology.features[0]
             self.stem = ConvolutionBlock(input_channels, inputs, kernel, (1,) * len(kernel))
+        attention = attention_blocks(topology)
         self.stages = nn.ModuleList()
-        for outputs, kernel, stride, count in zip(
-            topology.features, topology.kernel_sizes, topology.strides, topology.encoder_blocks, strict=True
+        for outputs, kernel, stride, count, attending in zip(
+            topology.features, topology.kernel_sizes, topology.strides, topology.encoder_blocks, attention, strict=True
         ):
-            self.stages.append(Stage(architecture, (inputs, outputs), kernel, stride, count))
+            convolutional = count - len(attending)
+            self.stages.append(Stage(architecture, (inputs, outputs), kernel, stride, convolutional, attending))
             inputs = outputs
 
-    def forward(self, x: Tensor) -> list[Tensor]:
-        """The output of every stage, finest first."""
-        if self.stem is not None:
-            x = self.stem(x)
+    def forward(self, x: Tensor, checkpointed: int = 0) -> list[Tensor]:
+        """The output of every stage, finest first; the first `checkpointed` stages keep nothing else."""
         outputs = []
-        for stage in self.stages:
-            x = stage(x)
+        for index, stage in enumerate(self.stages):
+            parts = [self.stem, stage] if index == 0 and self.stem is not None else [stage]
+            for part in parts:
+                x = checkpoint(part, x, use_reentrant=False) if index < checkpointed else part(x)
             outputs.append(x)
         return outputs
+
+
+def attention_blocks(topology: Topology) -> list[list[AttentionBlock]]:
+    """The attention blocks of every encoder stage; the share of dropped paths grows from 0 to the plan's."""
+    plan = topology.attention
+    if plan is None:
+        return [[] for _ in topology.strides]
+    total = sum(plan.blocks)
+    stages: list[list[AttentionBlock]] = []
+    spacing = plan.spacing
+    for stage, (stride, count) in enumerate(zip(topology.strides, plan.blocks, strict=True)):
+        spacing = tuple(size * step for size, step in zip(spacing, stride, strict=True))
+        before = sum(plan.blocks[:stage])
+        stages.append([
+            AttentionBlock(
+                topology.features[stage], plan.heads[stage], topology.kernel_sizes[stage], spacing,
+                plan.key_shapes[stage], plan.drop_path * (before + index) / max(1, total - 1),
+            )
+            for index in range(count)
+        ])
+    return stages
 
 
 class DecoderLevel(nn.Module):
@@ -185,15 +213,17 @@ class DecoderLevel(nn.Module):
         return result
 
 
-class UNet(nn.Module):
+class UNet(Segmenter):
     """Logits (batch, class, *patch) of images (batch, channel, *patch).
 
-    Every axis of the patch must be a multiple of the product of the strides along it.
+    Every axis of the patch must be a multiple of the product of the strides along it. Of the first
+    `checkpointed_stages` resolutions only the outputs are kept in training; the rest is computed a second time.
     """
 
     def __init__(
-        self, architecture: ArchitectureName, topology: Topology, input_channels: int, output_channels: int
-    ) -> None:
+        self, architecture: ArchitectureName, topology: Topology, input_channels: int, output_channels: int,
+        checkpointed_stages: int = 0,
+    ) -> None:  # fmt: skip
         super().__init__()
         self.encoder = Encoder(architecture, topology, input_channels)
         coarsest = len(topology.features) - 2
@@ -204,6 +234,8 @@ class UNet(nn.Module):
         # The loss gives the coarsest level no weight (nnU-Net), so its logits are never computed; the head
         # exists because the peer's weights have one.
         self.supervised_levels = max(1, len(topology.decoder_blocks) - 1)
+        self.checkpointed_stages = checkpointed_stages
+        self._texts = [_stage_text(architecture, topology, stage) for stage in range(len(topology.features))]
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits at the resolution of the input."""
@@ -213,17 +245,47 @@ class UNet(nn.Module):
         """Logits of every level that the loss weighs, finest first."""
         return self._logits(x, self.supervised_levels)
 
+    def initialize(self) -> None:
+        """First weights, drawn from torch's global generator: seed it first."""
+        initialize(self)
+
+    def parts(self) -> list[Part]:
+        """Stem, encoder stages, decoder levels."""
+        stem = [] if self.encoder.stem is None else [Part("stem", "1 convolution", self.encoder.stem)]
+        down = [Part(f"encoder {stage}", text, module)
+                for stage, (text, module) in enumerate(zip(self._texts, self.encoder.stages, strict=True))]
+        up = [Part(f"decoder {len(self.decoder) - 1 - index}", f"upsampling, {len(level.blocks)} convolutions", level)
+              for index, level in enumerate(self._levels())]
+        return [*stem, *down, *up]
+
     def _levels(self) -> list[DecoderLevel]:
         return list(self.decoder)  # type: ignore[arg-type]
 
     def _logits(self, x: Tensor, levels: int) -> list[Tensor]:
-        *skips, x = self.encoder(x)
+        checkpointed = self.checkpointed_stages if torch.is_grad_enabled() and self.training else 0
+        *skips, x = self.encoder(x, checkpointed)
         logits: list[Tensor] = []
         for remaining, level in zip(range(len(self.decoder), 0, -1), self._levels(), strict=True):
-            x = level(x, skips.pop())
+            skip = skips.pop()
+            x = checkpoint(level, x, skip, use_reentrant=False) if remaining <= checkpointed else level(x, skip)
             if remaining <= levels:
                 logits.insert(0, level.logits(x))
         return logits
+
+
+def _stage_text(architecture: ArchitectureName, topology: Topology, stage: int) -> str:
+    """What an encoder stage is made of, for people."""
+    count, plan = topology.encoder_blocks[stage], topology.attention
+    kind = "convolutions" if architecture == "plain" else "residual"
+    if plan is None or plan.blocks[stage] == 0:
+        return f"{count} {kind}"
+    return f"{count - plan.blocks[stage]} {kind} + {plan.blocks[stage]} attention ({_attention_text(plan, stage)})"
+
+
+def _attention_text(plan: AttentionPlan, stage: int) -> str:
+    pooled = plan.key_shapes[stage]
+    keys = "every token a key" if pooled is None else f"keys averaged to {'×'.join(map(str, pooled))}"
+    return f"{plan.heads[stage]} heads, {keys}"
 
 
 def initialize(network: nn.Module) -> None:
@@ -238,3 +300,5 @@ def initialize(network: nn.Module) -> None:
                 nn.init.zeros_(module.bias)
         if isinstance(module, ResidualBlock):
             nn.init.zeros_(module.second.norm.weight)
+        if isinstance(module, AttentionBlock):
+            module.initialize()

@@ -19,6 +19,7 @@ from autoseg.planning.patch import (
     readable_shape,
     search_patch,
 )
+from autoseg.planning.optimizers import OPTIMIZERS
 from autoseg.planning.spacing import Target
 from autoseg.planning.topology import Numbers, pool
 from autoseg.schema import ConfigurationName, NetworkPlan
@@ -103,7 +104,7 @@ def _network(
         batch_size=batch.size,
         topology=patch.topology,
         batch_dice=batch_dice,
-        optimizer="sgd",
+        optimizer=OPTIMIZERS[budget.architecture],
         memory_gib=round(budget.reference.estimated_gib(patch.values, batch.size, dimensions), 3),
         reasons=(*explain_network(patch, batch, median_shape, budget), *reasons),
     )

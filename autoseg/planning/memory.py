@@ -4,7 +4,10 @@ nnU-Net calibrates by experiment: a network whose feature maps hold `values_3d` 
 sample trains with a batch of 2 (12) on a device of `memory_gib`. Memory is taken as proportional to that
 count, so another memory is another count. The numbers are those of nnunetv2's planners
 (`ExperimentPlanner`, `ResEncUNetPlanner`, `nnUNetPlannerResEncM/L/XL`); the estimate is theirs too, not a
-measurement on your device.
+measurement on your device. `hybrid` is a `resenc` with other blocks and keeps its rule.
+
+The published hybrids' values are counted by `published_memory`, in the same unit. nnU-Net's count ignores weights,
+which all its networks have alike; these have from 5 to 120 million, so theirs are set against the reference's.
 """
 
 import math
@@ -12,9 +15,38 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from autoseg.errors import UserError
-from autoseg.schema import ArchitectureName, Topology
+from autoseg.planning.optimizers import OPTIMIZERS
+from autoseg.planning.published_memory import COUNTS
+from autoseg.schema import ArchitectureName, OptimizerName, Topology
 
 REFERENCE_BATCH = {2: 12, 3: 2}
+VALUES_PER_TOKEN = 15
+"""Of an attention block, per token and channel, in nnU-Net's unit (see `published_memory.SAVED_PER_VALUE`). The block
+keeps 22 to 25 numbers for the backward pass where all tokens are keys: norms and the position encoding, queries and
+keys before and after normalization and rotation, values, the attention's output, its projection, and gate, value and
+product of the SwiGLU at 8/3 of the channels each. 15 also covers what its backward pass holds for a moment: gradients
+of queries, keys, values and of the three hidden layers."""
+BYTES_PER_WEIGHT: dict[OptimizerName, int] = {"sgd": 12, "adamw": 16}
+"""Weight, gradient and the optimizer's one or two moments, all float32."""
+REFERENCE_WEIGHTS = {2: 140e6, 3: 102e6}
+"""Of `resenc` on a patch of 512×512 and of 128×128×128: part of what nnU-Net found to train in the reference's memory."""
+CHECKPOINTED: tuple[ArchitectureName, ...] = ("plain", "resenc", "hybrid")
+"""Architectures of ours, whose first stages can be recomputed; the others are libraries' or published as they are."""
+MOST_CHECKPOINTED = 2
+"""Stages 0 and 1 hold more than four fifths of all feature-map values; recomputing deeper ones would free little."""
+KEPT_SHARE = 0.5
+"""Of a value, where only the output is kept: a value stands for two saved numbers, before and after normalization."""
+
+
+@dataclass(frozen=True)
+class Demand:
+    """What one sample and the weights take: `values` as nnU-Net counts them.
+
+    `weights` are counted apart for the published hybrids only; None: the reference's memory covers them.
+    """
+
+    values: int
+    weights: int | None = None
 
 
 @dataclass(frozen=True)
@@ -33,19 +65,38 @@ class Reference:
     memory_gib: float
     share_of_dataset: float
 
-    def values(self, dimensions: int, memory_gib: float) -> float:
-        """Values per sample that fit `memory_gib` at the reference batch, for 2 or 3 dimensions."""
-        return (self.values_2d if dimensions == 2 else self.values_3d) * (memory_gib / self.memory_gib)
+    def values(self, dimensions: int, memory_gib: float, weights_gib: float | None = None) -> float:
+        """Values per sample that fit `memory_gib` at the reference batch, for 2 or 3 dimensions.
 
-    def estimated_gib(self, values: int, batch_size: int, dimensions: int) -> float:
+        `weights_gib`: taken by weights, gradients and optimizer, where they are not the reference's (None).
+        """
+        values = self.values_2d if dimensions == 2 else self.values_3d
+        if weights_gib is None:
+            return values * (memory_gib / self.memory_gib)
+        return values * max(0.0, memory_gib - weights_gib) / self._activations_gib(dimensions)
+
+    def estimated_gib(
+        self, values: int, batch_size: int, dimensions: int, weights_gib: float | None = None
+    ) -> float:
         """GiB that training takes for `values` feature-map values per sample and `batch_size` samples."""
         full = self.values(dimensions, self.memory_gib) * REFERENCE_BATCH[dimensions]
-        return values * batch_size / full * self.memory_gib
+        if weights_gib is None:
+            return values * batch_size / full * self.memory_gib
+        return values * batch_size / full * self._activations_gib(dimensions) + weights_gib
+
+    def _activations_gib(self, dimensions: int) -> float:
+        """The reference's memory without its weights."""
+        return self.memory_gib - REFERENCE_WEIGHTS[dimensions] * BYTES_PER_WEIGHT["sgd"] / 2**30
 
 
 REFERENCES: dict[tuple[ArchitectureName, str | None], Reference] = {
     ("plain", None): Reference(85e6, 560e6, 8.0, 0.05),
     ("resenc", None): Reference(135e6, 680e6, 8.0, 0.05),
+    ("hybrid", None): Reference(135e6, 680e6, 8.0, 0.05),
+    ("unetr", None): Reference(135e6, 680e6, 8.0, 0.05),
+    ("unetr-pp", None): Reference(135e6, 680e6, 8.0, 0.05),
+    ("swin-unetr", None): Reference(135e6, 680e6, 8.0, 0.05),
+    ("mednext", None): Reference(135e6, 680e6, 8.0, 0.05),
     ("resenc", "M"): Reference(135e6, 680e6, 8.0, 1.0),
     ("resenc", "L"): Reference(380e6, 2.1e9, 24.0, 1.0),
     ("resenc", "XL"): Reference(560e6, 3.6e9, 40.0, 1.0),
@@ -65,6 +116,23 @@ def find_reference(architecture: ArchitectureName, preset_size: str | None) -> R
     return reference
 
 
+def demand_of(
+    architecture: ArchitectureName, topology: Topology, patch_shape: Sequence[int], output_channels: int,
+    checkpointed: int = 0,
+) -> Demand:  # fmt: skip
+    """What a network asks of memory; of its first `checkpointed` stages only the outputs are kept."""
+    if architecture in COUNTS:
+        values, weights = COUNTS[architecture](topology, patch_shape, output_channels)
+        return Demand(round(values), round(weights))
+    whole = feature_map_values(architecture, topology, patch_shape, output_channels)
+    return Demand(whole - _freed_values(architecture, topology, patch_shape, checkpointed))
+
+
+def weights_gib(architecture: ArchitectureName, weights: int | None) -> float | None:
+    """GiB of weights, gradients and the optimizer's moments; None for None."""
+    return None if weights is None else weights * BYTES_PER_WEIGHT[OPTIMIZERS[architecture].name] / 2**30
+
+
 def feature_map_values(
     architecture: ArchitectureName, topology: Topology, patch_shape: Sequence[int], output_channels: int
 ) -> int:
@@ -75,23 +143,56 @@ def feature_map_values(
     convolution and its convolutions at the skip's resolution, and the final logits once (none without a
     decoder). `output_channels` counts background.
     """
-    voxels = _voxels_per_stage(topology, patch_shape)
-    total = 0
-    for stage, (size, features, blocks) in enumerate(
-        zip(voxels, topology.features, topology.encoder_blocks, strict=True)
-    ):
-        convolutions = blocks if architecture == "plain" else 2 * blocks + 1
-        # The stem before the first residual stage costs what a shortcut costs in the later ones: one output.
-        total += size * features * convolutions
-        if stage < len(topology.decoder_blocks):
-            total += size * features * (topology.decoder_blocks[-1 - stage] + 1)
+    voxels = voxels_per_stage(topology, patch_shape)
+    total = sum(
+        size * features * (_encoder_maps(architecture, topology, stage) + _decoder_maps(topology, stage))
+        for stage, (size, features) in enumerate(zip(voxels, topology.features, strict=True))
+    )
     return total + voxels[0] * output_channels * bool(topology.decoder_blocks)
 
 
-def _voxels_per_stage(topology: Topology, patch_shape: Sequence[int]) -> list[int]:
+def voxels_per_stage(topology: Topology, patch_shape: Sequence[int]) -> list[int]:
     """Voxels of the feature maps at every stage, the finest first."""
     shape, voxels = list(patch_shape), []
     for stride in topology.strides:
         shape = [size // step for size, step in zip(shape, stride, strict=True)]
         voxels.append(math.prod(shape))
     return voxels
+
+
+def _encoder_maps(architecture: ArchitectureName, topology: Topology, stage: int) -> int:
+    """Feature maps of an encoder stage, counted in maps of all its features."""
+    blocks = topology.encoder_blocks[stage]
+    if architecture == "plain":
+        return blocks
+    # The stem before the first residual stage costs what a shortcut costs in the later ones: one output.
+    maps = 2 * blocks + 1
+    if topology.attention is not None:
+        # Each attention block takes the place of a residual block: two convolutions.
+        maps += topology.attention.blocks[stage] * (VALUES_PER_TOKEN - 2)
+    return maps
+
+
+def _decoder_maps(topology: Topology, stage: int) -> int:
+    """Feature maps of the decoder at a stage's resolution; none at the bottleneck."""
+    if stage >= len(topology.decoder_blocks):
+        return 0
+    return topology.decoder_blocks[-1 - stage] + 1
+
+
+def _freed_values(
+    architecture: ArchitectureName, topology: Topology, patch_shape: Sequence[int], checkpointed: int
+) -> int:
+    """Values that checkpointing the first stages saves.
+
+    Of an encoder stage and of the decoder at its resolution the output is kept, and of the stem; while the backward
+    pass recomputes one of them, that one is there in full.
+    """
+    voxels, freed, largest = voxels_per_stage(topology, patch_shape), 0.0, 0.0
+    for stage in range(min(checkpointed, len(topology.decoder_blocks))):
+        stem = stage == 0 and architecture != "plain"
+        size = voxels[stage] * topology.features[stage]
+        parts = [_encoder_maps(architecture, topology, stage) - stem, _decoder_maps(topology, stage)]
+        freed += size * (sum(parts) + stem - KEPT_SHARE * (len(parts) + stem))
+        largest = max(largest, *(size * (maps - KEPT_SHARE) for maps in parts))
+    return math.floor(max(0.0, freed - largest))

@@ -12,8 +12,9 @@ import numpy as np
 
 from autoseg.errors import UserError
 from autoseg.geometry import Shape
+from autoseg.planning.architectures import build_topology
 from autoseg.planning.memory import REFERENCE_BATCH, Reference, feature_map_values
-from autoseg.planning.topology import Numbers, Pooling, build_topology, pool
+from autoseg.planning.topology import Numbers, Pooling, pool
 from autoseg.schema import ArchitectureName, Topology
 
 FIRST_PATCH_EDGE = {2: 2048, 3: 256}

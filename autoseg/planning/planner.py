@@ -33,7 +33,7 @@ from autoseg.schema import (
     StoreRecord,
 )
 
-ArchitectureChoice = Literal["auto", "resenc", "plain"]
+ArchitectureChoice = Literal["auto"] | ArchitectureName
 PresetSize = Literal["M", "L", "XL"]
 
 

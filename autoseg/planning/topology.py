@@ -1,4 +1,4 @@
-"""The shape of a U-Net (stages, strides, kernels, features) that fits a spacing and a patch.
+"""How often, and along which axes, a network halves a patch at a spacing; `architectures` builds networks on it.
 
 Rules of nnU-Net v2 (Isensee et al., Nature Methods 2021, and `get_pool_and_conv_props` of nnunetv2 2.8):
 
@@ -13,18 +13,13 @@ Rules of nnU-Net v2 (Isensee et al., Nature Methods 2021, and `get_pool_and_conv
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from autoseg.geometry import Shape
-from autoseg.schema import ArchitectureName, Topology
 
 Numbers = Sequence[int | float]
 """Voxels or mm along axes; voxels may be halves, the median of an even number of cases."""
 SMALLEST_FEATURE_MAP = 4
-BASE_FEATURES = 32
-MOST_FEATURES = {2: 512, 3: 320}
-RESENC_BLOCKS = (1, 3, 4, 6)
-"""Residual blocks of the first encoder stages; every deeper stage has as many as the last of these."""
 
 
 @dataclass(frozen=True)
@@ -36,12 +31,16 @@ class Pooling:
     strides, kernel_sizes : per stage, finest first; the first stage has stride 1.
     patch_shape : the patch, padded to a multiple of `divisors`.
     divisors : 2 to the number of halvings, per axis.
+    spacing : mm between the patch's voxels.
+    smallest : no axis may be made shorter than this.
     """
 
     strides: tuple[Shape, ...]
     kernel_sizes: tuple[Shape, ...]
     patch_shape: Shape
     divisors: Shape
+    spacing: tuple[float, ...]
+    smallest: Shape
 
     @property
     def stages(self) -> int:
@@ -66,9 +65,47 @@ def pool(spacing: Numbers, shape: Numbers) -> Pooling:
             shape_now[axis] = math.ceil(shape_now[axis] / 2)
         strides.append(tuple(2 if axis in halved else 1 for axis in axes))
         kernels.append(tuple(kernel))
-    divisors = tuple(math.prod(stride[axis] for stride in strides) for axis in axes)
-    padded = tuple(math.ceil(size / divisor) * divisor for size, divisor in zip(shape, divisors, strict=True))
-    return Pooling(tuple(strides), (*kernels, (3,) * len(shape)), padded, divisors)
+    kernel_sizes = (*kernels, (3,) * len(shape))
+    return _padded(spacing, shape, tuple(strides), kernel_sizes)
+
+
+def rigid_pooling(spacing: Numbers, shape: Numbers, halvings: int) -> Pooling:
+    """Halve every axis `halvings` times, whatever the spacing, with kernels of 3 everywhere.
+
+    For published networks that know one way to halve. Where the coarsest map would be a single voxel, which
+    normalization over a map cannot take, the longest axis (the last of equals) is made twice as long.
+    """
+    axes, multiple = len(shape), 2**halvings
+    long_enough = list(shape)
+    if max(shape) <= multiple:
+        longest = max(range(axes), key=lambda axis: (shape[axis], axis))
+        long_enough[longest] = 2 * multiple
+    strides = ((1,) * axes, *((2,) * axes,) * halvings)
+    pooling = _padded(spacing, long_enough, strides, ((3,) * axes,) * (halvings + 1))
+    return replace(pooling, smallest=(multiple,) * axes)
+
+
+def merge_stages(pooling: Pooling, shape: Numbers, merged: int, kept: int) -> Pooling:
+    """`pooling` with its first `merged` halvings made one stage, and at most `kept` stages after that one.
+
+    Deeper halvings are dropped, and the patch of `shape` voxels is padded to what is left of them.
+    """
+    first = tuple(math.prod(steps) for steps in zip(*pooling.strides[1 : merged + 1], strict=True))
+    last = merged + kept + 1
+    strides = (pooling.strides[0], first, *pooling.strides[merged + 1 : last])
+    kernels = (pooling.kernel_sizes[0], *pooling.kernel_sizes[merged:last])
+    return _padded(pooling.spacing, shape, strides, kernels)
+
+
+def _padded(
+    spacing: Numbers, shape: Numbers, strides: tuple[Shape, ...], kernel_sizes: tuple[Shape, ...]
+) -> Pooling:
+    divisors = tuple(math.prod(steps) for steps in zip(*strides, strict=True))
+    # An axis that was shortened to nothing has one voxel.
+    padded = tuple(
+        math.ceil(max(1, size) / divisor) * divisor for size, divisor in zip(shape, divisors, strict=True)
+    )
+    return Pooling(strides, kernel_sizes, padded, divisors, tuple(map(float, spacing)), (1,) * len(shape))
 
 
 def _axes_to_halve(spacing: Numbers, shape: Numbers) -> list[int]:
@@ -81,26 +118,3 @@ def _axes_to_halve(spacing: Numbers, shape: Numbers) -> list[int]:
     if len(alike) == 1 and shape[alike[0]] < 3 * SMALLEST_FEATURE_MAP:
         return []
     return alike
-
-
-def build_topology(architecture: ArchitectureName, pooling: Pooling) -> Topology:
-    """Strides and kernels of `pooling` with the architecture's blocks and nnU-Net's numbers of features.
-
-    Features double from 32 with every stage up to 320 (3D) or 512 (2D). `plain` has two convolutions per
-    stage in encoder and decoder; `resenc` has 1, 3, 4, 6, 6, … residual blocks and one convolution per
-    decoder stage.
-    """
-    stages = range(pooling.stages)
-    most = MOST_FEATURES[len(pooling.patch_shape)]
-    if architecture == "plain":
-        encoder, decoder = (2,) * pooling.stages, (2,) * (pooling.stages - 1)
-    else:
-        encoder = tuple(RESENC_BLOCKS[min(stage, len(RESENC_BLOCKS) - 1)] for stage in stages)
-        decoder = (1,) * (pooling.stages - 1)
-    return Topology(
-        strides=pooling.strides,
-        kernel_sizes=pooling.kernel_sizes,
-        features=tuple(min(most, BASE_FEATURES * 2**stage) for stage in stages),
-        encoder_blocks=encoder,
-        decoder_blocks=decoder,
-    )

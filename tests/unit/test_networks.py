@@ -8,6 +8,7 @@ from autoseg.errors import UserError
 from autoseg.networks.builder import build_network
 from autoseg.networks.memory import keep_freed_memory
 from autoseg.networks.unet import UNet
+from autoseg.planning.optimizers import RECIPES
 from autoseg.schema import NetworkPlan, Topology
 from autoseg.training.probe import choose_precision, to_device_layout
 
@@ -23,7 +24,7 @@ FLAT = Topology(
 
 def plan(topology: Topology = TOPOLOGY, patch_shape: tuple[int, ...] = (4, 8, 8)) -> NetworkPlan:
     return NetworkPlan(
-        patch_shape=patch_shape, batch_size=2, topology=topology, batch_dice=False, optimizer="sgd",
+        patch_shape=patch_shape, batch_size=2, topology=topology, batch_dice=False, optimizer=RECIPES["sgd"],
         memory_gib=1.0, reasons=(),
     )  # fmt: skip
 
