@@ -3,7 +3,6 @@
 import logging
 import shutil
 from collections.abc import Mapping
-from dataclasses import fields
 from pathlib import Path
 from typing import Annotated
 
@@ -26,12 +25,14 @@ from autoseg.evaluation.table import format_table
 from autoseg.inference.device import choose_device
 from autoseg.inference.prediction import PredictSettings, predict_cases
 from autoseg.networks.checkpoint import read_model
+from autoseg.planning.optimizers import RECIPES
 from autoseg.planning.planner import store_record
 from autoseg.progress import readable_seconds
 from autoseg.records import storage_error, write_record
 from autoseg.schema import ArchitectureName, CheckpointInfo, ConfigurationName, Plan, Scores
+from autoseg.training.optimization import resolve_optimizer
 from autoseg.training.session import Session, read_resume_settings, train_session
-from autoseg.training.settings import MirrorChoice, TrainSettings, load_preset, override
+from autoseg.training.settings import MirrorChoice, OptimizerChoice, TrainSettings, load_preset, override
 
 logger = logging.getLogger("autoseg")
 
@@ -55,6 +56,10 @@ def train(  # noqa: PLR0913 (a command's options)
     max_minutes: Annotated[
         float | None, Parameter(help="Training time; the learning rate reaches its end with it. Validation follows.")
     ] = None,
+    optimizer: Annotated[OptimizerChoice | None, Parameter(help="`auto`: the plan's.")] = None,
+    learning_rate: Annotated[
+        float | None, Parameter(help="The largest of the schedule; by default the preset's, or else the plan's.")
+    ] = None,
     mirror: Annotated[
         MirrorChoice | None, Parameter(help="`auto`: not left-right where labels differ only in side.")
     ] = None,
@@ -72,18 +77,21 @@ def train(  # noqa: PLR0913 (a command's options)
     if not name.replace("+", "").replace("-", "").replace("_", "").replace(".", "").isalnum():
         raise UserError(f"--name {name!r}: letters, digits and + - _ . were expected.")
     folder = run / "models" / name / configuration / f"fold_{fold}"
-    choices = {"epochs": epochs, "steps_per_epoch": steps_per_epoch, "max_minutes": max_minutes, "mirror": mirror}
+    choices = {"epochs": epochs, "steps_per_epoch": steps_per_epoch, "max_minutes": max_minutes, "mirror": mirror,
+               "optimizer": optimizer, "learning_rate": learning_rate}
     with recorded("train", run, seed) as recording:
         dataset = open_dataset(Path(plan.dataset))
         cases = {case.id: case for case in dataset.cases}
         split = training_cases(read_splits(run / "splits.json", list(cases)), fold, list(cases))
         settings = _settings(folder, preset, resume, choices)
+        planned = plan.configurations[configuration].networks[architecture].optimizer
         chosen_device = choose_device(device)
         recording.device = str(chosen_device)
         _refuse_what_exists(folder, resume, overwrite)
         session = Session(
             plan=plan, configuration=configuration, architecture=architecture, name=name, fold=fold,
-            settings=settings, seed=seed, store=_store(run, dataset, plan, configuration), train_ids=split[0],
+            settings=settings, optimizer=resolve_optimizer(planned, RECIPES, settings), seed=seed,
+            store=_store(run, dataset, plan, configuration), train_ids=split[0],
             validation_ids=() if fold == "all" else split[1], folder=folder, device=chosen_device, versions=versions(),
         )
         recording.inputs.update(dataset=str(dataset.root), plan=session.plan_hash)
@@ -126,11 +134,7 @@ def _known_architecture(
 def _settings(folder: Path, preset: str | None, resume: bool, choices: Mapping[str, object]) -> TrainSettings:
     """Settings of a new training from its preset; of a resumed one from what it was started with."""
     started = read_resume_settings(folder) if resume and preset is None else None
-    if started is None:
-        return override(load_preset(preset or "default"), **choices)
-    known = {field.name for field in fields(TrainSettings)}
-    base = TrainSettings(**{key: value for key, value in started.items() if key in known})  # type: ignore[arg-type]
-    return override(base, **choices)
+    return override(started or load_preset(preset or "default"), **choices)
 
 
 def _clear(folder: Path) -> None:

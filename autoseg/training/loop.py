@@ -5,20 +5,24 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from autoseg.errors import UserError
-from autoseg.networks.unet import UNet
+from autoseg.networks.segmenter import Segmenter
 from autoseg.progress import ProgressBar, progress
+from autoseg.schema import OptimizerPlan
 from autoseg.training.journal import EpochMetrics
 from autoseg.training.losses import deep_supervision_loss, dice_counts
-from autoseg.training.optimization import clip_gradients, polynomial_rate
+from autoseg.training.optimization import clip_gradients, scheduled_rate
 from autoseg.training.settings import TrainSettings
 from autoseg.training.streaming import PatchSource
 
 # Losses are fetched from the device after this many steps; that many overflows in a row are no accident.
 PATIENCE_STEPS = 10
+# The draws of samples use streams 0 and 1 of the same seed (see draws.py).
+_LAYER_STREAM = 2
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -27,11 +31,13 @@ class TrainingJob:
     """The parts of a training, built by the caller.
 
     `foreground_names`: label names 1 … K. `precision`: of the forward pass (autocast); losses are float32.
-    `scaler` scales losses for float16 and does nothing otherwise.
+    `scaler` scales losses for float16 and does nothing otherwise. `optimizer_plan`: what `optimizer` was made from.
+    `seed`: of the layers that draw.
     """
 
-    network: UNet
+    network: Segmenter
     optimizer: torch.optim.Optimizer
+    optimizer_plan: OptimizerPlan
     scaler: torch.amp.GradScaler
     training: PatchSource
     validation: PatchSource | None
@@ -40,6 +46,7 @@ class TrainingJob:
     foreground_names: tuple[str, ...]
     device: torch.device
     precision: str
+    seed: int
 
 
 @dataclass
@@ -59,15 +66,23 @@ class LoopState:
     pseudo_dice: float | None = None
 
 
-def schedule_progress(step: int, seconds: float, settings: TrainSettings) -> float:
+def schedule_progress(step: int, seconds: float, settings: TrainSettings, warmup_share: float = 0.0) -> float:
     """How far the schedule is, 0 to 1, for the learning rate of this step.
 
     Without a time limit the rate changes with every epoch, as in nnU-Net (epoch / epochs). With one, the limit
     that is nearer counts: max(step / all steps, seconds / limit), so that the rate reaches its end when either does.
+
+    Within the warm-up, the first `warmup_share` of the schedule, progress is that at the end of the step instead:
+    the rate rises with every step, and the first step moves the weights.
     """
+    steps = settings.epochs * settings.steps_per_epoch
     if settings.max_minutes is None:
-        return (step // settings.steps_per_epoch) / settings.epochs
-    return min(1.0, max(step / (settings.epochs * settings.steps_per_epoch), seconds / (60 * settings.max_minutes)))
+        time_share, begun = 0.0, (step // settings.steps_per_epoch) / settings.epochs
+    else:
+        time_share = seconds / (60 * settings.max_minutes)
+        begun = max(step / steps, time_share)
+    warming = min(max((step + 1) / steps, time_share), warmup_share)
+    return min(1.0, max(begun, warming))
 
 
 def is_finished(step: int, seconds: float, settings: TrainSettings) -> bool:
@@ -119,11 +134,21 @@ def run_training(
     return True
 
 
-def train_step(job: TrainingJob, image: Tensor, labels: Tensor, rate: float) -> Tensor:
+def seed_layers(seed: int, step: int) -> None:
+    """Make what layers draw in a step (dropout, drop path) a function of (seed, step), on every device.
+
+    A resumed training then draws what an uninterrupted one does, without random states in its saved state.
+    """
+    mixed = np.random.SeedSequence([seed, _LAYER_STREAM, step]).generate_state(1, np.uint64)[0]
+    torch.manual_seed(int(mixed >> np.uint64(1)))
+
+
+def train_step(job: TrainingJob, step: int, image: Tensor, labels: Tensor, rate: float) -> Tensor:
     """One optimizer update; returns the detached loss.
 
     image : (batch, channel, *patch) float32; labels : (batch, *patch) integers. `rate` is the learning rate.
     """
+    seed_layers(job.seed, step)
     for group in job.optimizer.param_groups:
         group["lr"] = rate
     job.optimizer.zero_grad(set_to_none=True)
@@ -132,7 +157,7 @@ def train_step(job: TrainingJob, image: Tensor, labels: Tensor, rate: float) -> 
     loss = deep_supervision_loss(logits, labels, job.batch_dice)
     job.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
     job.scaler.unscale_(job.optimizer)
-    clip_gradients(job.network, job.settings.gradient_clip)
+    clip_gradients(job.network, job.optimizer_plan.gradient_clip)
     job.scaler.step(job.optimizer)
     job.scaler.update()
     return loss.detach()
@@ -143,10 +168,9 @@ def _advance(job: TrainingJob, state: LoopState, pending: list[Tensor]) -> None:
     begin = time.perf_counter()
     batch = job.training.batch(state.step)
     waited = time.perf_counter() - begin
-    rate = polynomial_rate(
-        settings.learning_rate, schedule_progress(state.step, state.seconds, settings), settings.rate_power
-    )
-    pending.append(train_step(job, batch.image, batch.labels, rate))
+    done = schedule_progress(state.step, state.seconds, settings, job.optimizer_plan.warmup_share)
+    rate = scheduled_rate(job.optimizer_plan, done, settings.rate_power)
+    pending.append(train_step(job, state.step, batch.image, batch.labels, rate))
     state.step += 1
     state.wait_seconds += waited
     state.epoch_seconds += time.perf_counter() - begin
@@ -164,7 +188,8 @@ def _settle(job: TrainingJob, state: LoopState, pending: list[Tensor]) -> None:
     if wrong and (not job.scaler.is_enabled() or len(wrong) == len(fetched) >= PATIENCE_STEPS):
         raise UserError(
             f"The loss is {wrong[-1]} near step {state.step}: training has diverged.\n"
-            "Lower the learning rate in a preset file (--preset FILE), or train in float32 (precision = \"float32\")."
+            f"Lower the learning rate, now {job.optimizer_plan.learning_rate:g} (--learning-rate), or train in float32 "
+            "(precision = \"float32\" in a preset file, --preset FILE)."
         )
 
 

@@ -25,7 +25,7 @@ def deep_supervision_loss(logits: Sequence[Tensor], labels: Tensor, batch_dice: 
 
     Parameters
     ----------
-    logits : per level (batch, class, *shape), finest first, as `UNet.forward_all` gives them.
+    logits : per level (batch, class, *shape), finest first, as `Segmenter.forward_all` gives them.
     labels : (batch, *shape) integers 0 … class − 1 at the finest level's shape.
     batch_dice : Dice over the whole batch (True), or per sample and then averaged.
     """

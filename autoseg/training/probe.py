@@ -9,7 +9,8 @@ import torch
 from torch import nn
 
 from autoseg.networks.memory import keep_freed_memory
-from autoseg.networks.unet import ConvolutionBlock, UNet
+from autoseg.networks.segmenter import Segmenter
+from autoseg.networks.unet import ConvolutionBlock
 
 Precision = Literal["float32", "bfloat16", "float16"]
 
@@ -17,6 +18,8 @@ Precision = Literal["float32", "bfloat16", "float16"]
 PROBE_SECONDS = 1.6
 # Voxels of the probe's patch: enough for the cost of convolutions to dominate, few enough for a slow CPU.
 PROBE_VOXELS = 32**3
+# Of a network without such blocks, this many features and voxels along each axis of the kernel are probed.
+PROBE_FEATURES, PROBE_KERNEL = 32, 3
 
 
 @dataclass(frozen=True)
@@ -36,7 +39,7 @@ class ProbedPrecision:
         return f"precision {self.precision}: {self.reason}"
 
 
-def choose_precision(network: UNet, input_shape: tuple[int, ...], device: torch.device) -> ProbedPrecision:
+def choose_precision(network: Segmenter, input_shape: tuple[int, ...], device: torch.device) -> ProbedPrecision:
     """The precision for autocast on a device.
 
     CUDA: bfloat16 where the GPU computes in it, else float16. CPU: bfloat16 if one convolution block of the
@@ -51,7 +54,7 @@ def choose_precision(network: UNet, input_shape: tuple[int, ...], device: torch.
         return ProbedPrecision("float16", "the GPU does not compute in bfloat16; losses are scaled")
     if device.type != "cpu":
         return ProbedPrecision("float32", f"no other precision is tried on {device.type}")
-    block = _probe_block(network)
+    block = _probe_block(network, len(input_shape) - 2)
     shape = _probe_shape(block.convolution.out_channels, input_shape)
     single, half = _seconds(block, shape)
     precision: Precision = "bfloat16" if half < single else "float32"
@@ -59,7 +62,7 @@ def choose_precision(network: UNet, input_shape: tuple[int, ...], device: torch.
     return ProbedPrecision(precision, reason, single, half)
 
 
-def to_device_layout(network: UNet, device: torch.device) -> UNet:
+def to_device_layout(network: Segmenter, device: torch.device) -> Segmenter:
     """The network on a device, in the memory format in which training is fastest there.
 
     CPU: channels last, and freed memory is kept for reuse (see `keep_freed_memory`). Measured on two cores
@@ -77,10 +80,12 @@ def _channels_last(network: nn.Module) -> torch.memory_format:
     return torch.channels_last_3d if is_3d else torch.channels_last
 
 
-def _probe_block(network: UNet) -> ConvolutionBlock:
+def _probe_block(network: nn.Module, axes: int) -> ConvolutionBlock:
     """A block as in the first stage, with weights of its own: the network's gradients are left alone."""
-    first = next(module for module in network.modules() if isinstance(module, ConvolutionBlock)).convolution
-    features, kernel = first.out_channels, first.kernel_size
+    first = next((module for module in network.modules() if isinstance(module, ConvolutionBlock)), None)
+    features, kernel = PROBE_FEATURES, (PROBE_KERNEL,) * axes
+    if first is not None:
+        features, kernel = first.convolution.out_channels, first.convolution.kernel_size
     # The draws of the caller's seed must not depend on whether it was probed.
     with torch.random.fork_rng(devices=[]):
         block = ConvolutionBlock(features, features, kernel, (1,) * len(kernel))

@@ -15,17 +15,17 @@ from autoseg.data.store import Store
 from autoseg.errors import UserError
 from autoseg.networks.builder import build_network
 from autoseg.networks.checkpoint import load_resume, read_resume_facts, save_resume, write_model
-from autoseg.networks.unet import UNet
+from autoseg.networks.segmenter import Segmenter
 from autoseg.progress import readable_seconds
 from autoseg.records import content_hash
-from autoseg.schema import ArchitectureName, CheckpointInfo, ConfigurationName, NetworkPlan, Plan
+from autoseg.schema import ArchitectureName, CheckpointInfo, ConfigurationName, NetworkPlan, OptimizerPlan, Plan
 from autoseg.training.draws import DrawSettings
 from autoseg.training.journal import Journal
 from autoseg.training.loop import LoopState, TrainingJob, run_training
 from autoseg.training.mirroring import mirror_positions
-from autoseg.training.optimization import make_optimizer
+from autoseg.training.optimization import describe_optimizer, make_optimizer
 from autoseg.training.probe import choose_precision, to_device_layout
-from autoseg.training.settings import TrainSettings
+from autoseg.training.settings import TrainSettings, settings_from_flat
 from autoseg.training.streaming import PatchSource, default_memory_budget, open_patches
 
 ResumeFacts = dict[str, Any]
@@ -37,7 +37,8 @@ logger = logging.getLogger("autoseg")
 class Session:
     """What is to be trained, on what, and where it goes.
 
-    `train_ids`, `validation_ids`: cases of the store. `folder`: models/<name>/<configuration>/fold_<k>.
+    `optimizer`: as the settings resolve the plan's (`resolve_optimizer`). `train_ids`, `validation_ids`: cases of the
+    store. `folder`: models/<name>/<configuration>/fold_<k>.
     """
 
     plan: Plan
@@ -46,6 +47,7 @@ class Session:
     name: str
     fold: str
     settings: TrainSettings
+    optimizer: OptimizerPlan
     seed: int
     store: Store
     train_ids: tuple[str, ...]
@@ -56,16 +58,16 @@ class Session:
 
     @property
     def network_plan(self) -> NetworkPlan:
-        """The plan's network, with the batch that this training uses."""
+        """The plan's network, with the batch and the optimizer that this training uses."""
         planned = self.plan.configurations[self.configuration].networks[self.architecture]
         limit = self.settings.max_batch_size or planned.batch_size
-        return replace_record(planned, batch_size=min(planned.batch_size, limit))
+        return replace_record(planned, batch_size=min(planned.batch_size, limit), optimizer=self.optimizer)
 
     @property
     def plan_hash(self) -> str:
-        """Changes when anything of the plan that shapes this training does."""
+        """Changes when anything of the plan that shapes this training does, but for the optimizer."""
         network = self.plan.configurations[self.configuration].networks[self.architecture]
-        return content_hash([network.model_dump(mode="json", exclude={"reasons"}),
+        return content_hash([network.model_dump(mode="json", exclude={"reasons", "optimizer", "memory_measured_on"}),
                              self.store.record.model_dump(mode="json")])
 
 
@@ -74,10 +76,10 @@ def replace_record(network: NetworkPlan, **changes: object) -> NetworkPlan:
     return NetworkPlan.model_validate({**network.model_dump(), **changes})
 
 
-def read_resume_settings(folder: Path) -> dict[str, object] | None:
+def read_resume_settings(folder: Path) -> TrainSettings | None:
     """The settings that the resumable state in a model folder was trained with; None where there is none."""
     facts = read_resume_facts(folder / "resume")
-    return None if facts is None else dict(facts["settings"])  # type: ignore[call-overload]
+    return None if facts is None else settings_from_flat(facts["settings"], str(folder / "resume"))
 
 
 def train_session(session: Session, resume: bool, stop: Callable[[int], bool]) -> CheckpointInfo | None:
@@ -87,7 +89,7 @@ def train_session(session: Session, resume: bool, stop: Callable[[int], bool]) -
 
     Raises
     ------
-    UserError : resuming with a plan, labels or cases other than the state's; a diverging loss; a full disk.
+    UserError : resuming with a plan, optimizer or cases other than the state's; a diverging loss; a full disk.
     """
     facts = _matching_facts(session) if resume else None
     torch.manual_seed(session.seed)
@@ -96,6 +98,7 @@ def train_session(session: Session, resume: bool, stop: Callable[[int], bool]) -
     network = to_device_layout(built, session.device)
     mirrored, why = mirror_positions(plan, session.configuration, session.settings.mirror)
     logger.info("%s", why)
+    logger.info("optimizer: %s", describe_optimizer(session.optimizer))
     with ExitStack() as stack:
         job = _job(session, network, mirrored, facts, stack)
         state = _restore(session, job, facts) if facts else LoopState()
@@ -109,7 +112,7 @@ def train_session(session: Session, resume: bool, stop: Callable[[int], bool]) -
     return write_model(session.folder, network, info)
 
 
-def _job(session: Session, network: UNet, mirrored: tuple[int, ...], facts: ResumeFacts | None,
+def _job(session: Session, network: Segmenter, mirrored: tuple[int, ...], facts: ResumeFacts | None,
          stack: ExitStack) -> TrainingJob:
     settings = session.settings
     draws = DrawSettings(seed=session.seed, foreground_fraction=settings.foreground_fraction, mirror_axes=mirrored,
@@ -118,13 +121,13 @@ def _job(session: Session, network: UNet, mirrored: tuple[int, ...], facts: Resu
     precision = str(facts["precision"]) if facts else _precision(session, network)
     return TrainingJob(
         network=network,
-        optimizer=make_optimizer(network, settings.learning_rate, settings.momentum, settings.weight_decay),
+        optimizer=make_optimizer(network, session.optimizer), optimizer_plan=session.optimizer,
         scaler=torch.amp.GradScaler(session.device.type, enabled=precision == "float16"),
         training=stack.enter_context(_patches(session, session.train_ids, draws)),
         validation=stack.enter_context(_patches(session, session.validation_ids, checks))
         if session.validation_ids and settings.validation_steps else None,
         settings=settings, batch_dice=session.network_plan.batch_dice, foreground_names=tuple(session.plan.labels)[1:],
-        device=session.device, precision=precision,
+        device=session.device, precision=precision, seed=session.seed,
     )
 
 
@@ -134,7 +137,7 @@ def _patches(session: Session, ids: tuple[str, ...], draws: DrawSettings) -> Abs
                         budgets[session.settings.caching], default_workers())
 
 
-def _precision(session: Session, network: UNet) -> str:
+def _precision(session: Session, network: Segmenter) -> str:
     if session.settings.precision != "auto":
         return session.settings.precision
     plan = session.network_plan
@@ -150,10 +153,14 @@ def _matching_facts(session: Session) -> ResumeFacts:
     if facts is None:
         raise UserError(f"{session.folder} holds no training to continue.\nRun without --resume to start one.")
     asked = _facts(session)
-    changed = [name for name in ("plan_hash", "cases", "seed", "batch_size") if facts[name] != asked[name]]
+    compared = {"plan_hash": "the plan", "cases": "the fold's cases", "seed": "--seed", "batch_size": "the batch size",
+                "optimizer": "the optimizer"}
+    changed = [name for name in compared if facts[name] != asked[name]]
     if changed:
-        what = ", ".join({"plan_hash": "the plan", "cases": "the fold's cases", "seed": "--seed",
-                          "batch_size": "the batch size"}[name] for name in changed)
+        what = ", ".join(compared[name] for name in changed)
+        if "optimizer" in changed:
+            before = describe_optimizer(OptimizerPlan.model_validate(facts["optimizer"]))
+            what += f" (then {before}; now {describe_optimizer(session.optimizer)})"
         raise UserError(f"--resume: {session.folder} was trained with another setting of {what}.\nRestore it, or start "
                         "anew with --overwrite or under another --name.")
     return facts
@@ -161,7 +168,8 @@ def _matching_facts(session: Session) -> ResumeFacts:
 
 def _facts(session: Session) -> ResumeFacts:
     return {"plan_hash": session.plan_hash, "cases": content_hash([session.train_ids, session.validation_ids]),
-            "seed": session.seed, "batch_size": session.network_plan.batch_size, "settings": session.settings.flat()}
+            "seed": session.seed, "batch_size": session.network_plan.batch_size,
+            "optimizer": session.optimizer.model_dump(mode="json"), "settings": session.settings.flat()}
 
 
 def _save(session: Session, job: TrainingJob, state: LoopState) -> None:

@@ -2,17 +2,38 @@
 
 import math
 import tomllib
-from dataclasses import asdict, dataclass, fields, replace
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from importlib import resources
 from pathlib import Path
 from types import UnionType
-from typing import Literal, get_args, get_origin
+from typing import Literal, TypeVar, get_args, get_origin
 
 from autoseg.errors import UserError
 
 MirrorChoice = Literal["auto", "nnunet", "none"]
 PrecisionChoice = Literal["auto", "float32", "bfloat16", "float16"]
 CachingChoice = Literal["auto", "resident", "streamed"]
+OptimizerChoice = Literal["auto", "sgd", "adamw"]
+FlatSettings = dict[str, str | int | float | bool | None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimizerSettings:
+    """Numbers of one optimizer that replace the plan's or the recipe's; None keeps those.
+
+    The fields are those of `autoseg.schema.OptimizerPlan`.
+    """
+
+    learning_rate: float | None = None
+    momentum: float | None = None
+    weight_decay: float | None = None
+    gradient_clip: float | None = None
+    warmup_share: float | None = None
+
+    def given(self) -> dict[str, float]:
+        """The numbers that replace others."""
+        return {name: value for name, value in asdict(self).items() if value is not None}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,7 +46,10 @@ class TrainSettings:
     validation_steps : batches of random validation patches per epoch, for the pseudo-Dice.
     max_minutes : training ends after this long even if epochs are left, and the rate reaches its end then.
     max_batch_size : an upper bound on the plan's batch size (small machines); None keeps the plan's.
-    rate_power : rate = learning_rate · (1 − progress)^rate_power.
+    optimizer : `auto` is the plan's.
+    sgd, adamw : numbers for the case that this optimizer is used; sections [sgd] and [adamw] of a preset.
+    learning_rate : of the optimizer that is used, whichever it is; from the command line, and beats all others.
+    rate_power : after the warm-up the rate falls as (1 − progress)^rate_power.
     foreground_fraction : share of each batch's patches that must contain foreground.
     mirror : `auto` leaves out the left-right axis where labels differ only in side; `nnunet` mirrors every axis.
     checkpoint_minutes : a resumable state is written at least this often (at the end of an epoch).
@@ -36,11 +60,11 @@ class TrainSettings:
     validation_steps: int = 50
     max_minutes: float | None = None
     max_batch_size: int | None = None
-    learning_rate: float = 0.01
-    momentum: float = 0.99
-    weight_decay: float = 3e-5
+    optimizer: OptimizerChoice = "auto"
+    sgd: OptimizerSettings = field(default_factory=OptimizerSettings)
+    adamw: OptimizerSettings = field(default_factory=OptimizerSettings)
+    learning_rate: float | None = None
     rate_power: float = 0.9
-    gradient_clip: float = 12.0
     foreground_fraction: float = 0.33
     augment: bool = True
     mirror: MirrorChoice = "auto"
@@ -48,9 +72,32 @@ class TrainSettings:
     caching: CachingChoice = "auto"
     checkpoint_minutes: float = 5.0
 
-    def flat(self) -> dict[str, str | int | float | bool | None]:
-        """The settings as a JSON-able dictionary."""
-        return asdict(self)
+    def flat(self) -> FlatSettings:
+        """The settings as a flat JSON-able dictionary; numbers of an optimizer are named as "sgd.momentum"."""
+        flat: FlatSettings = {}
+        for name, value in asdict(self).items():
+            flat |= {f"{name}.{key}": inner for key, inner in value.items()} if name in SECTIONS else {name: value}
+        return flat
+
+
+SECTIONS = tuple(one.name for one in fields(TrainSettings) if is_dataclass(one.type))
+OPTIMIZER_KEYS = tuple(one.name for one in fields(OptimizerSettings))
+AnySettings = TypeVar("AnySettings", TrainSettings, OptimizerSettings)
+
+
+def settings_from_flat(flat: Mapping[str, object], source: str) -> TrainSettings:
+    """The settings that `flat` made a dictionary of; UserError naming `source` where they are of another version."""
+    nested: dict[str, object] = {}
+    for key, value in flat.items():
+        section, dot, name = key.partition(".")
+        if dot and section in SECTIONS:
+            nested[section] = {**nested.get(section, {}), name: value}  # type: ignore[dict-item]
+        else:
+            nested[key] = value
+    if problems := _problems(TrainSettings, nested):
+        raise UserError("\n".join([f"{source} holds settings of another version of autoseg:", *problems,
+                                   "Start anew with --overwrite, or continue with the version that wrote it."]))
+    return _checked(_typed(TrainSettings, nested), source)
 
 
 def preset_names() -> list[str]:
@@ -73,9 +120,10 @@ def load_preset(name: str) -> TrainSettings:
         raise UserError(f"--preset {name}: no such preset. Known: {', '.join(preset_names())}; "
                         "or give the path of a .toml file.")
     try:
-        return _settings_from(tomllib.loads(text), name)
+        content = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise UserError(f"{name} is not valid TOML: {error}. Correct the file.") from None
+    return _settings_from(content, f"preset {name}")
 
 
 def _read_text(path: Path) -> str:
@@ -92,21 +140,40 @@ def override(settings: TrainSettings, **choices: object) -> TrainSettings:
 
 
 def _settings_from(content: dict[str, object], source: str) -> TrainSettings:
-    known = {field.name: field.type for field in fields(TrainSettings)}
+    problems = [f"  - {key}: put it into the section of an optimizer, [sgd] or [adamw]"
+                for key in content if key in OPTIMIZER_KEYS]
+    problems += _problems(TrainSettings, {key: value for key, value in content.items() if key not in OPTIMIZER_KEYS})
+    if problems:
+        raise UserError("\n".join([f"{source}:", *problems, "Correct the file."]))
+    return _checked(_typed(TrainSettings, content), source)
+
+
+def _problems(kind: type, content: Mapping[str, object], prefix: str = "") -> list[str]:
+    """One line for every key that the dataclass does not have, and every value of another type."""
+    known = {one.name: one.type for one in fields(kind)}
     problems = []
     for key, value in content.items():
-        if key not in known:
-            problems.append(f"  - {key}: unknown; known are {', '.join(known)}")
-        elif not _fits(value, known[key]):
-            problems.append(f"  - {key} = {value!r}: expected {known[key]}")
-    if problems:
-        raise UserError("\n".join([f"preset {source}:", *problems, "Correct the file."]))
-    typed = {key: _as(value, known[key]) for key, value in content.items()}
-    return _checked(TrainSettings(**typed), f"preset {source}")  # type: ignore[arg-type]
+        expected = known.get(key)
+        if expected is None:
+            problems.append(f"  - {prefix}{key}: unknown; known are {', '.join(known)}")
+        elif isinstance(expected, type) and is_dataclass(expected):
+            problems += (_problems(expected, value, f"{key}.") if isinstance(value, dict)
+                         else [f"  - {key} = {value!r}: expected a section [{key}]"])
+        elif not _fits(value, expected):
+            problems.append(f"  - {prefix}{key} = {value!r}: expected {expected}")
+    return problems
+
+
+def _typed(kind: type[AnySettings], content: Mapping[str, object]) -> AnySettings:
+    """The dataclass with these values, which have no `_problems`."""
+    known = {one.name: one.type for one in fields(kind)}  # type: ignore[arg-type]
+    return kind(**{key: _as(value, known[key]) for key, value in content.items()})  # type: ignore[arg-type]
 
 
 def _as(value: object, kind: object) -> object:
-    """An integer where the field is a real number becomes one."""
+    """A table becomes its dataclass; an integer where the field is a real number becomes one."""
+    if isinstance(value, dict):
+        return _typed(OptimizerSettings, value)
     return float(value) if type(value) is int and int not in (get_args(kind) or (kind,)) else value
 
 
@@ -120,16 +187,27 @@ def _fits(value: object, kind: object) -> bool:
 
 
 def _checked(settings: TrainSettings, source: str) -> TrainSettings:
-    minimum = {"epochs": 1, "steps_per_epoch": 1, "validation_steps": 0, "max_batch_size": 1}
+    minimum = {"epochs": 1, "steps_per_epoch": 1, "validation_steps": 0, "max_batch_size": 1, "rate_power": 0}
     problems = [f"{name} is {value}; at least {least} was expected" for name, least in minimum.items()
-                if (value := getattr(settings, name)) is not None and value < least]
+                if (value := getattr(settings, name)) is not None and not least <= value < math.inf]
     if settings.max_minutes is not None and not 0 < settings.max_minutes < math.inf:
         problems.append(f"max_minutes is {settings.max_minutes}; a number above 0 was expected")
     if not 0 <= settings.foreground_fraction <= 1:
         problems.append(f"foreground_fraction is {settings.foreground_fraction}; 0 to 1 was expected")
-    if not 0 < settings.learning_rate < math.inf:
-        problems.append(f"learning_rate is {settings.learning_rate}; a number above 0 was expected")
+    numbers = [("learning_rate", settings.learning_rate)] if settings.learning_rate is not None else []
+    numbers += [(f"{section}.{name}", value) for section in SECTIONS
+                for name, value in getattr(settings, section).given().items()]
+    problems += [line for name, value in numbers for line in _optimizer_problems(name, value)]
     if problems:
         raise UserError("\n".join([f"Settings from {source} make no sense:", *(f"  - {p}" for p in problems),
                                    "Correct these values."]))
     return settings
+
+
+def _optimizer_problems(name: str, value: float) -> list[str]:
+    kind = name.rpartition(".")[2]
+    if kind in ("learning_rate", "gradient_clip"):
+        return [] if 0 < value < math.inf else [f"{name} is {value}; a number above 0 was expected"]
+    if kind == "weight_decay":
+        return [] if 0 <= value < math.inf else [f"{name} is {value}; 0 or more was expected"]
+    return [] if 0 <= value < 1 else [f"{name} is {value}; 0 or more, but less than 1 was expected"]

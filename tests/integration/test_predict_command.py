@@ -21,6 +21,7 @@ from autoseg.inference import prediction
 from autoseg.inference.prediction import PredictSettings, predict_cases
 from autoseg.networks.builder import build_network
 from autoseg.networks.checkpoint import read_model, write_model
+from autoseg.planning.optimizers import RECIPES
 from autoseg.schema import (
     ChannelNormalization,
     CheckpointInfo,
@@ -42,7 +43,7 @@ def model_info(fold="0", channels=1, is_2d=False, ending=".nii.gz", **changes) -
         encoder_blocks=(1, 1), decoder_blocks=(1,),
     )
     network = NetworkPlan(
-        patch_shape=(16,) * dimensions, batch_size=2, topology=topology, batch_dice=False, optimizer="sgd",
+        patch_shape=(16,) * dimensions, batch_size=2, topology=topology, batch_dice=False, optimizer=RECIPES["sgd"],
         memory_gib=1, reasons=(),
     )
     how = ChannelNormalization(scheme="zscore", within_nonzero=False, statistics=STATISTICS)

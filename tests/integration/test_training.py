@@ -9,17 +9,23 @@ import numpy as np
 import pytest
 import safetensors.numpy
 import torch
+from torch import Tensor, nn
 
 from autoseg.commands.plan import plan
 from autoseg.commands.train import train
 from autoseg.data.splits import read_splits, training_cases
 from autoseg.data.store import open_store, store_folder
 from autoseg.errors import UserError
+from autoseg.networks.segmenter import Part, Segmenter
+from autoseg.planning.optimizers import RECIPES
 from autoseg.planning.planner import store_record
 from autoseg.records import read_record, write_record
 from autoseg.schema import CheckpointInfo, Plan
+from autoseg.training import session as session_module
+from autoseg.training.loop import seed_layers
+from autoseg.training.optimization import resolve_optimizer
 from autoseg.training.session import Session, train_session
-from autoseg.training.settings import TrainSettings
+from autoseg.training.settings import OptimizerSettings, TrainSettings, load_preset
 
 SHAPE = (20, 18, 16)  # x, y, z in the file
 
@@ -59,12 +65,74 @@ def session(run: Path, folder: Path, fold: str = "0", **settings: object) -> Ses
     store = open_store(store_folder(run, "3d_fullres", record))
     ids = sorted(store.cases)
     train_ids, validation_ids = training_cases(read_splits(run / "splits.json", ids), fold, ids)
-    chosen = TrainSettings(epochs=4, steps_per_epoch=5, validation_steps=1, max_batch_size=2, precision="float32")
+    chosen = replace(TrainSettings(epochs=4, steps_per_epoch=5, validation_steps=1, max_batch_size=2,
+                                   precision="float32"), **settings)
+    planned = decided.configurations["3d_fullres"].networks["resenc"].optimizer
     return Session(
         plan=decided, configuration="3d_fullres", architecture="resenc", name="test", fold=fold,
-        settings=replace(chosen, **settings), seed=5, store=store, train_ids=tuple(train_ids),
-        validation_ids=tuple(validation_ids), folder=folder, device=torch.device("cpu"), versions={},
+        settings=chosen, optimizer=resolve_optimizer(planned, RECIPES, chosen), seed=5, store=store,
+        train_ids=tuple(train_ids), validation_ids=tuple(validation_ids), folder=folder,
+        device=torch.device("cpu"), versions={},
     )
+
+
+class Drawing(Segmenter):
+    """A tiny network that draws in training: a dropout and a drop path."""
+
+    def __init__(self, classes: int) -> None:
+        super().__init__()
+        self.first, self.dropout = nn.Conv3d(1, 4, 3, padding=1), nn.Dropout(0.5)
+        self.last = nn.Conv3d(4, classes, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        features = self.first(x)
+        if self.training:
+            features = features * (torch.rand(len(x), 1, 1, 1, 1) < 0.7)
+        return self.last(self.dropout(features))
+
+    def forward_all(self, x: Tensor) -> list[Tensor]:
+        return [self(x)]
+
+    def initialize(self) -> None:
+        """As torch draws them."""
+
+    def parts(self) -> list[Part]:
+        return [Part("all", "two convolutions", self)]
+
+
+def weights_of(folder: Path) -> dict[str, np.ndarray]:
+    return safetensors.numpy.load_file(folder / "weights.safetensors")
+
+
+def same(one: dict[str, np.ndarray], other: dict[str, np.ndarray]) -> bool:
+    return one.keys() == other.keys() and all(np.array_equal(one[name], other[name]) for name in one)
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+def test_a_resumed_training_draws_in_its_layers_what_an_uninterrupted_one_does(run, tmp_path, monkeypatch, optimizer):
+    monkeypatch.setattr(session_module, "build_network", lambda *plan: Drawing(plan[-1]))
+    asked = {"optimizer": optimizer, "caching": "resident"}
+    whole, parts = (session(run, tmp_path / name, **asked) for name in ("whole", "parts"))
+    train_session(whole, False, lambda _: False)
+    train_session(parts, False, lambda step: step == 8)
+    torch.manual_seed(99)
+    torch.rand(7)
+    info = train_session(parts, True, lambda _: False)
+    assert same(weights_of(whole.folder), weights_of(parts.folder))
+    assert info.network.optimizer == RECIPES[optimizer]
+    other = replace(session(run, tmp_path / "other", **asked), seed=6)
+    train_session(other, False, lambda _: False)
+    assert not same(weights_of(whole.folder), weights_of(other.folder))
+
+
+def test_what_layers_draw_is_a_function_of_seed_and_step():
+    def drawn(seed, step):
+        seed_layers(seed, step)
+        return tuple(torch.rand(4).tolist())
+
+    keys = [(seed, step) for seed in (0, 1, 2**32 - 1) for step in (0, 1, 2, 249_999)]
+    assert len({drawn(*key) for key in keys}) == len(keys)
+    assert [drawn(*key) for key in keys] == [drawn(*key) for key in keys]
 
 
 @pytest.mark.parametrize("caching", ["resident", "streamed"])
@@ -77,8 +145,7 @@ def test_stopping_and_resuming_equals_training_in_one_go_bit_for_bit(run, tmp_pa
     assert not (parts.folder / "model.json").exists()
     assert train_session(parts, True, lambda _: False).steps == 20
     folders = (whole.folder, parts.folder)
-    one, other = (safetensors.numpy.load_file(folder / "weights.safetensors") for folder in folders)
-    assert one.keys() == other.keys() and all(np.array_equal(one[name], other[name]) for name in one)
+    assert same(weights_of(whole.folder), weights_of(parts.folder))
     timeless = [[{key: value for key, value in json.loads(line).items()
                   if key not in ("seconds", "steps_per_second", "data_wait")}
                  for line in (folder / "metrics.jsonl").read_text().splitlines()]
@@ -94,9 +161,39 @@ def test_resuming_with_another_plan_seed_or_fold_is_refused(run, tmp_path):
     configuration = asked.plan.configurations["3d_fullres"].model_copy(update={"networks": {"resenc": changed}})
     other = replace(asked, plan=asked.plan.model_copy(update={"configurations": {"3d_fullres": configuration}}))
     for refused, word in ((other, "plan"), (replace(asked, seed=6), "seed"),
-                          (replace(asked, train_ids=asked.train_ids[1:]), "cases")):
+                          (replace(asked, train_ids=asked.train_ids[1:]), "cases"),
+                          (replace(asked, optimizer=RECIPES["adamw"]), "(?s)optimizer .*sgd.*adamw")):
         with pytest.raises(UserError, match=word):
             train_session(refused, True, lambda _: False)
+
+
+def test_the_schedule_warms_up_and_the_record_says_with_what(run, tmp_path, caplog):
+    asked = session(run, tmp_path / "model", optimizer="adamw", epochs=2, steps_per_epoch=2, validation_steps=0,
+                    adamw=OptimizerSettings(warmup_share=0.75, learning_rate=1e-3))
+    with caplog.at_level("INFO", logger="autoseg"):
+        info = train_session(asked, False, lambda _: False)
+    assert any("adamw, learning rate 0.001" in message for message in caplog.messages)
+    assert info.network.optimizer == asked.optimizer and asked.optimizer.warmup_share == 0.75
+    assert info.training["adamw.learning_rate"] == 1e-3 and info.training["optimizer"] == "adamw"
+    lines = [json.loads(line) for line in (asked.folder / "metrics.jsonl").read_text().splitlines()]
+    # The last of two steps of each epoch: half of the schedule is two thirds of the warm-up, then its end.
+    assert [line["learning_rate"] for line in lines] == pytest.approx([1e-3 * 2 / 3, 1e-3])
+
+
+def test_the_command_line_chooses_the_optimizer_and_resuming_restores_it(run):
+    asked = {"run": run, "name": "chosen", "device": "cpu", "fold": "all"}
+    assert train(**asked, preset="quick", epochs=1, steps_per_epoch=2, optimizer="adamw", learning_rate=0.002) == 0
+    path = run / "models" / "chosen" / "3d_fullres" / "fold_all" / "model.json"
+    used = read_record(CheckpointInfo, path).network.optimizer
+    expected = {**load_preset("quick").adamw.given(), "learning_rate": 0.002}
+    assert used == RECIPES["adamw"].model_copy(update=expected)
+    with pytest.raises(UserError, match="optimizer"):
+        train(**asked, resume=True, epochs=2, optimizer="sgd")
+    with pytest.raises(UserError, match=r"0\.002.*0\.01"):
+        train(**asked, resume=True, epochs=2, learning_rate=0.01)
+    assert train(**asked, resume=True, epochs=2) == 0
+    info = read_record(CheckpointInfo, path)
+    assert info.network.optimizer == used and info.steps == 4
 
 
 def test_a_time_limit_ends_the_schedule(run, tmp_path):
@@ -140,7 +237,8 @@ def test_one_case_trains_with_fold_all_only(tmp_path):
 @pytest.mark.parametrize(("choices", "word"), [
     ({"fold": "9"}, "fold"), ({"fold": "left"}, "fold"), ({"configuration": "2d", "architecture": "plain"}, "plain"),
     ({"configuration": "3d_lowres"}, "3d_lowres"), ({"resume": True}, "no training"), ({"preset": "fast"}, "quick"),
-    ({"name": "../elsewhere"}, "name"), ({"epochs": 0}, "epochs"), ({"resume": True, "overwrite": True}, "one of them"),
+    ({"name": "../elsewhere"}, "name"), ({"epochs": 0}, "epochs"), ({"learning_rate": 0.0}, "learning_rate"),
+    ({"resume": True, "overwrite": True}, "one of them"),
 ])
 def test_requests_that_make_no_sense_are_refused_and_leave_nothing(run, choices, word):
     before = sorted(run.rglob("models/**"))

@@ -18,19 +18,21 @@ from autoseg.networks.checkpoint import (
     save_weights,
     write_model,
 )
-from autoseg.networks.unet import UNet
+from autoseg.networks.segmenter import Segmenter
+from autoseg.planning.optimizers import RECIPES
 from autoseg.records import file_sha256
-from autoseg.schema import CheckpointInfo, NetworkPlan, StoreRecord, Topology
+from autoseg.schema import CheckpointInfo, NetworkPlan, OptimizerPlan, StoreRecord, Topology
 from autoseg.training.losses import deep_supervision_loss
 from autoseg.training.optimization import clip_gradients, make_optimizer
 from autoseg.training.probe import to_device_layout
 
+SGD = RECIPES["sgd"]
 TOPOLOGY = Topology(
     strides=((1, 1, 1), (2, 2, 2), (2, 2, 2)), kernel_sizes=((3, 3, 3),) * 3, features=(4, 6, 8),
     encoder_blocks=(1, 1, 1), decoder_blocks=(1, 1),
 )  # fmt: skip
 PLAN = NetworkPlan(
-    patch_shape=(8, 8, 8), batch_size=2, topology=TOPOLOGY, batch_dice=True, optimizer="sgd", memory_gib=1.0,
+    patch_shape=(8, 8, 8), batch_size=2, topology=TOPOLOGY, batch_dice=True, optimizer=RECIPES["sgd"], memory_gib=1.0,
     reasons=(),
 )  # fmt: skip
 INFO = CheckpointInfo(
@@ -41,7 +43,7 @@ INFO = CheckpointInfo(
 )  # fmt: skip
 
 
-def network(seed: int = 0, plan: NetworkPlan = PLAN) -> UNet:
+def network(seed: int = 0, plan: NetworkPlan = PLAN) -> Segmenter:
     torch.manual_seed(seed)
     return to_device_layout(build_network("resenc", plan, 1, 2), torch.device("cpu"))
 
@@ -50,11 +52,11 @@ def scaler() -> torch.amp.GradScaler:
     return torch.amp.GradScaler("cpu", enabled=False)
 
 
-def optimizer_of(unet: UNet) -> torch.optim.SGD:
-    return make_optimizer(unet, 0.01, 0.99, 3e-5)
+def optimizer_of(unet: Segmenter, plan: OptimizerPlan = SGD) -> torch.optim.Optimizer:
+    return make_optimizer(unet, plan)
 
 
-def train(unet: UNet, optimizer: torch.optim.SGD, steps: range) -> None:
+def train(unet: Segmenter, optimizer: torch.optim.Optimizer, steps: range) -> None:
     for step in steps:
         generator = torch.Generator().manual_seed(step)
         image = torch.randn(2, 1, 8, 8, 8, generator=generator)
@@ -67,7 +69,7 @@ def train(unet: UNet, optimizer: torch.optim.SGD, steps: range) -> None:
         optimizer.step()
 
 
-def same_weights(first: UNet, second: UNet) -> bool:
+def same_weights(first: Segmenter, second: Segmenter) -> bool:
     pairs = zip(first.state_dict().items(), second.state_dict().items(), strict=True)
     return all(a == b and torch.equal(x, y) for (a, x), (b, y) in pairs)
 
@@ -138,22 +140,49 @@ def test_a_folder_without_a_model(tmp_path: Path) -> None:
         read_model(tmp_path)
 
 
-def test_resuming_continues_bit_for_bit(tmp_path: Path) -> None:
+@pytest.mark.parametrize("recipe", RECIPES.values(), ids=RECIPES.keys())
+def test_resuming_continues_bit_for_bit(tmp_path: Path, recipe: OptimizerPlan) -> None:
     straight = network(0)
-    train(straight, optimizer_of(straight), range(6))
+    train(straight, optimizer_of(straight, recipe), range(6))
 
     first = network(0)
-    optimizer = optimizer_of(first)
+    optimizer = optimizer_of(first, recipe)
     train(first, optimizer, range(3))
     facts = {"step": 3, "seconds": 0.1 + 0.2, "losses": [0.5, -1e-30], "settings": {"name": None, "flag": True}}
     save_resume(tmp_path / "resume", first, optimizer, scaler(), facts)
 
     second = network(9)
-    continued = optimizer_of(second)
+    continued = optimizer_of(second, recipe)
     assert read_resume_facts(tmp_path / "resume") == facts
     load_resume(tmp_path / "resume", second, continued, scaler())
+    for parameter, saved in zip(second.parameters(), first.parameters(), strict=True):
+        assert_same_state(continued.state[parameter], optimizer.state[saved])
     train(second, continued, range(3, 6))
     assert same_weights(second, straight)
+
+
+def assert_same_state(loaded: dict[str, torch.Tensor], saved: dict[str, torch.Tensor]) -> None:
+    assert loaded.keys() == saved.keys()
+    for kind, value in saved.items():
+        assert torch.equal(loaded[kind], value) and loaded[kind].device == value.device, kind
+        # Fused kernels walk weight and buffer together.
+        assert loaded[kind].squeeze().stride() == value.squeeze().stride(), kind
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
+@pytest.mark.parametrize("recipe", RECIPES.values(), ids=RECIPES.keys())
+def test_a_state_is_resumed_on_the_gpu(tmp_path: Path, recipe: OptimizerPlan) -> None:
+    first, second = network(0).cuda(), network(9).cuda()
+    optimizer, continued = optimizer_of(first, recipe), optimizer_of(second, recipe)
+    for trained, by in ((first, optimizer), (second, continued)):
+        if trained is second:
+            save_resume(tmp_path, first, optimizer, scaler(), {})
+            load_resume(tmp_path, second, continued, scaler())
+        sum(parameter.square().sum() for parameter in trained.parameters()).backward()
+        by.step()
+    for parameter, saved in zip(second.parameters(), first.parameters(), strict=True):
+        for kind, value in optimizer.state[saved].items():
+            assert continued.state[parameter][kind].device == value.device
 
 
 def test_no_state_is_no_facts(tmp_path: Path) -> None:

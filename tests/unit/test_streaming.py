@@ -17,6 +17,7 @@ import torch
 from autoseg.data.store import load_case_arrays, open_store, sample_foreground, write_case
 from autoseg.errors import UserError
 from autoseg.records import write_record
+from autoseg.planning.optimizers import RECIPES
 from autoseg.schema import (
     ChannelNormalization,
     IntensityStatistics,
@@ -41,7 +42,7 @@ def network(patch_shape, batch_size=3):
     topology = Topology(strides=((1,) * axes,), kernel_sizes=((3,) * axes,), features=(8,), encoder_blocks=(1,),
                         decoder_blocks=())
     return NetworkPlan(patch_shape=patch_shape, batch_size=batch_size, topology=topology, batch_dice=False,
-                       optimizer="sgd", memory_gib=1.0, reasons=())
+                       optimizer=RECIPES["sgd"], memory_gib=1.0, reasons=())
 
 
 @pytest.fixture(scope="module")
