@@ -87,14 +87,14 @@ class Run:
         return self.dataset, self.arm.name, self.budget, self.seed
 
 
-def declared_runs(arms: Sequence[Arm], datasets: Sequence[str]) -> Iterator[Run]:
+def declared_runs(arms: Sequence[Arm], datasets: Sequence[str], budgets: Sequence[str]) -> Iterator[Run]:
     """The study's runs in order; the reference's steps come first, since they are the others' time."""
     for seed in SEEDS:
         for dataset in datasets:
             yield Run(dataset, REFERENCE, "steps", seed)
             for arm in arms:
                 if arm != REFERENCE:
-                    yield from (Run(dataset, arm, budget, seed) for budget in ("time", "steps"))
+                    yield from (Run(dataset, arm, budget, seed) for budget in budgets)
 
 
 def main() -> None:
@@ -103,6 +103,7 @@ def main() -> None:
     parser.add_argument("--only", choices=["primary", "secondary"], default="primary")
     parser.add_argument("--arms", nargs="+", help="of the secondary ones, by name")
     parser.add_argument("--datasets", nargs="+", default=list(TASKS))
+    parser.add_argument("--budgets", nargs="+", default=["time", "steps"], choices=["time", "steps"])
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--steps", type=int)
     parser.add_argument("--results", default="architectures.jsonl")
@@ -121,7 +122,7 @@ def main() -> None:
     arms = PRIMARY if arguments.only == "primary" else SECONDARY
     if arguments.arms:
         arms = tuple(arm for arm in arms if arm.name in arguments.arms)
-    for run in declared_runs(arms, arguments.datasets):
+    for run in declared_runs(arms, arguments.datasets, arguments.budgets):
         lines = read_lines(path)
         if run.key in {key_of(line) for line in lines}:
             continue
