@@ -60,6 +60,7 @@ class CaseFingerprint(Record):
     left_right_axis : array axis closest to the patient's left-right (of a 2-D image, y or x); None where it was not
         determined.
     class_voxels : label name → number of voxels, background included.
+    class_extents : label name → voxels of its bounding box, None where it is absent; without background.
     """
 
     id: str
@@ -68,6 +69,7 @@ class CaseFingerprint(Record):
     spacing: tuple[float, float, float]
     left_right_axis: int | None
     class_voxels: dict[str, int]
+    class_extents: dict[str, tuple[int, int, int] | None] = Field(default_factory=dict)
 
 
 class Fingerprint(Record):
@@ -170,13 +172,15 @@ class NetworkPlan(Record):
 class ConfigurationPlan(Record):
     """One configuration; lengths are 2 for `2d` and 3 otherwise, in plan order.
 
-    `median_shape`: voxels of the median case at `spacing`. `architecture` names the network `train` takes.
+    `median_shape`: voxels of the median case at `spacing`. `architecture` names the network `train` takes;
+    `architecture_reasons` say why, where the planner chose it.
     """
 
     spacing: tuple[float, ...]
     median_shape: tuple[float, ...]
     normalization: tuple[ChannelNormalization, ...]
     architecture: ArchitectureName
+    architecture_reasons: tuple[str, ...] = ()
     networks: dict[ArchitectureName, NetworkPlan]
     next_stage: str | None = None
 

@@ -1,4 +1,4 @@
-"""How each architecture halves a patch, and its network (blocks, features) on the strides and kernels that come of it."""
+"""How each architecture halves a patch, and its network (blocks, features) on the strides and kernels that result."""
 
 import math
 from collections.abc import Callable

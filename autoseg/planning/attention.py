@@ -51,7 +51,7 @@ def plan_attention(topology: Topology, patch_shape: Sequence[int], spacing: Numb
     dimensions = len(patch_shape)
     pooled = (POOLED_KEYS[dimensions],) * dimensions
     return AttentionPlan(
-        blocks=tuple(min(BLOCKS_PER_STAGE, topology.encoder_blocks[stage] - 1) * (stage in attending) for stage in stages),
+        blocks=tuple(_attention_blocks(topology.encoder_blocks[stage]) * (stage in attending) for stage in stages),
         heads=tuple(_heads(topology.features[stage]) if stage in attending else 1 for stage in stages),
         key_shapes=tuple(
             pooled if stage in attending and math.prod(shapes[stage]) > MOST_TOKENS else None for stage in stages

@@ -8,20 +8,22 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from autoseg.planning.architectures import pool_patch
 from autoseg.planning.explanation import explain_network
+from autoseg.planning.fitting import fit_patch
+from autoseg.planning.memory import weights_gib
+from autoseg.planning.optimizers import OPTIMIZERS
 from autoseg.planning.patch import (
     Budget,
     FittedPatch,
     choose_batch,
     first_patch_shape,
-    fit_patch,
     readable_mm,
     readable_shape,
     search_patch,
 )
-from autoseg.planning.optimizers import OPTIMIZERS
 from autoseg.planning.spacing import Target
-from autoseg.planning.topology import Numbers, pool
+from autoseg.planning.topology import Numbers
 from autoseg.schema import ConfigurationName, NetworkPlan
 
 SMALLEST_VIEW = 0.25
@@ -86,27 +88,30 @@ def plan_network(
     """
     spacing, median_shape = grid
     patch = fit_patch(spacing, median_shape, budget)
-    return _network(patch, median_shape, dataset_voxels, budget, batch_dice, reasons)
+    return _network(patch, grid, dataset_voxels, budget, batch_dice, reasons)
 
 
 def _network(
     patch: FittedPatch,
-    median_shape: Numbers,
+    grid: tuple[Numbers, Numbers],
     dataset_voxels: float,
     budget: Budget,
     batch_dice: bool,
     reasons: tuple[str, ...],
 ) -> NetworkPlan:
-    dimensions = len(patch.shape)
     batch = choose_batch(patch, dataset_voxels, budget)
+    memory_gib = budget.reference.estimated_gib(
+        patch.demand.values, batch.size, len(patch.shape), weights_gib(budget.architecture, patch.demand.weights)
+    )
     return NetworkPlan(
         patch_shape=patch.shape,
         batch_size=batch.size,
         topology=patch.topology,
         batch_dice=batch_dice,
         optimizer=OPTIMIZERS[budget.architecture],
-        memory_gib=round(budget.reference.estimated_gib(patch.values, batch.size, dimensions), 3),
-        reasons=(*explain_network(patch, batch, median_shape, budget), *reasons),
+        memory_gib=round(memory_gib, 3),
+        checkpointed_stages=patch.checkpointed,
+        reasons=(*explain_network(patch, batch, grid, budget), *reasons),
     )
 
 
@@ -134,7 +139,7 @@ def _draft_3d(target: Target, case_count: int, budget: Budget) -> Drafts:
     reduction = 1.0 if lowres is None else float(np.prod(median_shape) / lowres.voxels)
     kept = lowres is not None and reduction >= SMALLEST_REDUCTION
     fullres = _network(
-        patch, median_shape, float(np.prod(median_shape) * case_count), budget, kept,
+        patch, (spacing, median_shape), float(np.prod(median_shape) * case_count), budget, kept,
         (_fullres_dice_reason(kept, share),),
     )
     possible: dict[ConfigurationName, Draft] = {"3d_fullres": Draft(spacing, median_shape, fullres)}
@@ -190,7 +195,7 @@ def _too_small(spacing: Numbers, median_shape: Numbers, budget: Budget) -> str |
 
     nnU-Net plans a network of one stage there, which fails when it runs.
     """
-    halvable = pool(spacing, first_patch_shape(spacing, median_shape)).stages > 1
+    halvable = pool_patch(budget.architecture, spacing, first_patch_shape(spacing, median_shape)).stages > 1
     if halvable or search_patch(spacing, median_shape, budget).buildable:
         return None
     return _not_halved(spacing, median_shape)

@@ -7,6 +7,7 @@ from functools import partial
 
 import numpy as np
 from jaxtyping import Integer
+from scipy import ndimage
 
 from autoseg.data.dataset import Case, Dataset
 from autoseg.data.integrity import CaseProblems, LoadedCase, load_case, raise_problems
@@ -85,6 +86,7 @@ def _facts(loaded: LoadedCase, dataset: Dataset) -> CaseFacts:
             spacing=(float(spacing[0]), float(spacing[1]), float(spacing[2])),
             left_right_axis=left_right_axis(grid),
             class_voxels=dict(zip(dataset.labels, counts, strict=True)),
+            class_extents=_label_extents(loaded.labels, dataset.labels),
         ),
         grid.is_2d,
         sketch_channels(image[:, *box], loaded.labels[box] > 0),
@@ -97,6 +99,25 @@ def _count_labels(labels: Integer[np.ndarray, "z y x"], classes: int) -> list[in
     for plane in labels:
         counts += np.bincount(plane.ravel(), minlength=classes)
     return [int(count) for count in counts]
+
+
+def _label_extents(
+    labels: Integer[np.ndarray, "z y x"], names: dict[str, int]
+) -> dict[str, tuple[int, int, int] | None]:
+    """Voxels of each label's bounding box, None where it is absent; background, the first name, is left out.
+
+    `labels` are internal: 0, 1, 2, … in the order of `names`.
+    """
+    foreground = [name for name, value in names.items() if value != 0]
+    boxes = ndimage.find_objects(labels, max_label=len(foreground))
+    return {name: _box_size(box) for name, box in zip(foreground, boxes, strict=True)}
+
+
+def _box_size(box: tuple[slice, slice, slice] | None) -> tuple[int, int, int] | None:
+    if box is None:
+        return None
+    z, y, x = (int(axis.stop - axis.start) for axis in box)
+    return z, y, x
 
 
 def _check_together(facts: Sequence[CaseFacts], dataset: Dataset) -> None:

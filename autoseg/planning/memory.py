@@ -20,20 +20,19 @@ from autoseg.planning.published_memory import COUNTS
 from autoseg.schema import ArchitectureName, OptimizerName, Topology
 
 REFERENCE_BATCH = {2: 12, 3: 2}
-VALUES_PER_TOKEN = 15
-"""Of an attention block, per token and channel, in nnU-Net's unit (see `published_memory.SAVED_PER_VALUE`). The block
-keeps 22 to 25 numbers for the backward pass where all tokens are keys: norms and the position encoding, queries and
-keys before and after normalization and rotation, values, the attention's output, its projection, and gate, value and
-product of the SwiGLU at 8/3 of the channels each. 15 also covers what its backward pass holds for a moment: gradients
-of queries, keys, values and of the three hidden layers."""
+VALUES_PER_TOKEN = 13
+"""Of an attention block, per token and channel, in nnU-Net's unit: half the 26 numbers saved for the backward pass
+(`published_memory.SAVED_PER_VALUE`): both norms and their sums (5), the position encoding, queries and keys before and
+after normalization and rotation, values, the mixture, two projections and their scaled sums (13), and of the SwiGLU
+gate, value and product at 8/3 of the channels each (8)."""
 BYTES_PER_WEIGHT: dict[OptimizerName, int] = {"sgd": 12, "adamw": 16}
 """Weight, gradient and the optimizer's one or two moments, all float32."""
 REFERENCE_WEIGHTS = {2: 140e6, 3: 102e6}
-"""Of `resenc` on a patch of 512×512 and of 128×128×128: part of what nnU-Net found to train in the reference's memory."""
+"""Of `resenc` on patches of 512×512 and 128×128×128: part of what nnU-Net found to train in the reference's memory."""
 CHECKPOINTED: tuple[ArchitectureName, ...] = ("plain", "resenc", "hybrid")
 """Architectures of ours, whose first stages can be recomputed; the others are libraries' or published as they are."""
 MOST_CHECKPOINTED = 2
-"""Stages 0 and 1 hold more than four fifths of all feature-map values; recomputing deeper ones would free little."""
+"""In 3-D, stages 0 and 1 hold more than four fifths of all feature-map values: recomputing deeper ones frees little."""
 KEPT_SHARE = 0.5
 """Of a value, where only the output is kept: a value stands for two saved numbers, before and after normalization."""
 
@@ -121,9 +120,10 @@ def demand_of(
     checkpointed: int = 0,
 ) -> Demand:  # fmt: skip
     """What a network asks of memory; of its first `checkpointed` stages only the outputs are kept."""
-    if architecture in COUNTS:
+    # A patch that cannot be halved has no network of theirs; the search merely goes through it.
+    if architecture in COUNTS and len(topology.strides) > 1:
         values, weights = COUNTS[architecture](topology, patch_shape, output_channels)
-        return Demand(round(values), round(weights))
+        return Demand(values, weights)
     whole = feature_map_values(architecture, topology, patch_shape, output_channels)
     return Demand(whole - _freed_values(architecture, topology, patch_shape, checkpointed))
 

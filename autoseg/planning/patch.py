@@ -3,18 +3,29 @@
 nnU-Net v2's search (`get_plans_for_configuration` of its two planners), written from its rules: start from
 a patch with the aspect ratio of the spacing and not larger than the median image, then shorten the axis
 that covers most of the median image until two samples fit; what memory is left goes into the batch.
+
+Where the memory is smaller than nnU-Net's reference, the patch that the reference would give is kept as long as
+recomputing the first stages in the backward pass makes it fit (not with `nnunet_parity`).
 """
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 
-from autoseg.errors import UserError
 from autoseg.geometry import Shape
-from autoseg.planning.architectures import build_topology
-from autoseg.planning.memory import REFERENCE_BATCH, Reference, feature_map_values
-from autoseg.planning.topology import Numbers, Pooling, pool
+from autoseg.planning.architectures import build_topology, pool_patch
+from autoseg.planning.memory import (
+    CHECKPOINTED,
+    MOST_CHECKPOINTED,
+    REFERENCE_BATCH,
+    Demand,
+    Reference,
+    demand_of,
+    weights_gib,
+)
+from autoseg.planning.topology import Numbers, Pooling
 from autoseg.schema import ArchitectureName, Topology
 
 FIRST_PATCH_EDGE = {2: 2048, 3: 256}
@@ -33,6 +44,7 @@ class Budget:
     ----------
     output_channels : labels, background included.
     memory_gib : memory of the device.
+    allowance : share of the feature-map values that the reference allows; 1 unless a measurement found another.
     """
 
     architecture: ArchitectureName
@@ -40,6 +52,24 @@ class Budget:
     memory_gib: float
     output_channels: int
     nnunet_parity: bool
+    allowance: float = 1.0
+
+    def allowed(self, dimensions: int, demand: Demand) -> float:
+        """Feature-map values of one sample that fit, beside the weights, at the reference's batch."""
+        return self._values(dimensions, self.memory_gib, demand) * self.allowance
+
+    def allowed_by_reference(self, dimensions: int, demand: Demand) -> float:
+        """As `allowed`, on a device of the reference's memory and without a measurement."""
+        return self._values(dimensions, self.reference.memory_gib, demand)
+
+    def _values(self, dimensions: int, memory_gib: float, demand: Demand) -> float:
+        return self.reference.values(dimensions, memory_gib, weights_gib(self.architecture, demand.weights))
+
+    @property
+    def may_checkpoint(self) -> bool:
+        """Whether stages may be recomputed: only to keep the patch that nnU-Net's reference memory gives."""
+        smaller = self.memory_gib * self.allowance < self.reference.memory_gib
+        return smaller and not self.nnunet_parity and self.architecture in CHECKPOINTED
 
 
 @dataclass(frozen=True)
@@ -48,22 +78,29 @@ class FittedPatch:
 
     Attributes
     ----------
-    first_shape : the patch before anything was shortened.
-    values : feature-map values per sample (see `memory`); first_values of the first patch.
+    demand : of one sample (see `memory`), with `checkpointed` stages recomputed; full_values without recomputing.
+    checkpointed : so many of the first stages are recomputed in the backward pass.
+    first_shape : the patch before anything was shortened, with feature maps of first_values.
     steps : how often an axis was shortened.
+    kept : recomputing made the patch of the reference's memory fit, so that it was not shortened below that.
+    fits : False where not even the smallest patch does.
     """
 
     shape: Shape
     topology: Topology
-    values: int
+    demand: Demand
+    full_values: int
+    checkpointed: int
     first_shape: Shape
     first_values: int
     steps: int
+    kept: bool
+    fits: bool
 
     @property
     def buildable(self) -> bool:
-        """Whether there is anything to halve: a U-Net of one stage has no decoder and gives no logits."""
-        return len(self.topology.strides) > 1
+        """Whether it fits and there is anything to halve: a U-Net of one stage has no decoder and gives no logits."""
+        return self.fits and len(self.topology.strides) > 1
 
 
 @dataclass(frozen=True)
@@ -79,37 +116,80 @@ class BatchChoice:
     nnunet: int
 
 
-def fit_patch(spacing: Numbers, median_shape: Numbers, budget: Budget) -> FittedPatch:
-    """As `search_patch`, but a patch that a network can be built for.
-
-    Raises
-    ------
-    UserError : the memory is too small for the smallest network.
-    """
-    patch = search_patch(spacing, median_shape, budget)
-    if not patch.buildable:
-        raise UserError(
-            f"--memory-gib {budget.memory_gib:g}: not even the smallest {len(spacing)}-D patch fits into this "
-            f"memory with the architecture {budget.architecture!r}.\nGive more memory (nnU-Net's default is 8), "
-            "or ask only for configurations that need less with --configurations 2d."
-        )
-    return patch
-
-
 def search_patch(spacing: Numbers, median_shape: Numbers, budget: Budget) -> FittedPatch:
     """The patch for images of `median_shape` voxels at `spacing` mm (plan order, 2 or 3 axes).
 
     Where memory or images are too small the outcome is not `buildable`. The search goes on through patches that
     cannot be halved, because shortening a fine axis can make others the finest.
     """
-    pooling = pool(spacing, first_patch_shape(spacing, median_shape))
-    values = _values(pooling, budget)
-    first_shape, first_values, steps = pooling.patch_shape, values, 0
-    while not _fits(values, len(spacing), budget) and max(pooling.patch_shape) > 1:
-        pooling = _shortened(pooling, spacing, median_shape)
-        values, steps = _values(pooling, budget), steps + 1
-    topology = build_topology(budget.architecture, pooling)
-    return FittedPatch(pooling.patch_shape, topology, values, first_shape, first_values, steps)
+    most = MOST_CHECKPOINTED if budget.may_checkpoint else 0
+    tried: list[Candidate] = []
+    within_reference = newly = False
+    found: Candidate | None = None
+    for pooling in _ever_shorter(spacing, median_shape, budget.architecture):
+        tried.append(Candidate.of(pooling, budget, 0))
+        # Recomputing must not enlarge the patch: nnU-Net's is a budget of computation, too.
+        newly = not within_reference and tried[-1].fits_reference(budget)
+        within_reference = within_reference or newly
+        levels = (Candidate.of(pooling, budget, level) for level in range(1 + most * within_reference))
+        found = next((candidate for candidate in levels if candidate.fits(budget)), None)
+        if found is not None:
+            break
+    return _outcome(tried, found, newly)
+
+
+def _outcome(tried: "list[Candidate]", found: "Candidate | None", newly: bool) -> FittedPatch:
+    """`tried`: every patch of the search, nothing recomputed; `newly`: the last is the reference's own."""
+    first, last = tried[0], found or tried[-1]
+    return FittedPatch(
+        shape=last.pooling.patch_shape,
+        topology=last.topology,
+        demand=last.demand,
+        full_values=tried[-1].demand.values,
+        checkpointed=last.checkpointed,
+        first_shape=first.pooling.patch_shape,
+        first_values=first.demand.values,
+        steps=len(tried) - 1,
+        kept=newly and last.checkpointed > 0,
+        fits=found is not None,
+    )
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A patch on the way, its network, and what training it takes with `checkpointed` stages recomputed."""
+
+    pooling: Pooling
+    topology: Topology
+    demand: Demand
+    checkpointed: int
+
+    @classmethod
+    def of(cls, pooling: Pooling, budget: Budget, checkpointed: int) -> "Candidate":
+        """The network of the budget's architecture on a halved patch."""
+        topology = build_topology(budget.architecture, pooling)
+        demand = demand_of(
+            budget.architecture, topology, pooling.patch_shape, budget.output_channels, checkpointed
+        )
+        return cls(pooling, topology, demand, checkpointed)
+
+    def fits(self, budget: Budget) -> bool:
+        """Whether training fits the memory."""
+        return self._within(budget, budget.allowed(len(self.pooling.patch_shape), self.demand))
+
+    def fits_reference(self, budget: Budget) -> bool:
+        """Whether training would fit the reference's memory."""
+        return self._within(budget, budget.allowed_by_reference(len(self.pooling.patch_shape), self.demand))
+
+    def _within(self, budget: Budget, allowed: float) -> bool:
+        """`plain` asks for two samples, the others for one at the reference's batch.
+
+        In 3D both are the same; in 2D nnU-Net's ResEnc planner keeps room for twelve.
+        """
+        if budget.architecture == "plain":
+            dimensions = len(self.pooling.patch_shape)
+            return self.demand.values / REFERENCE_BATCH[dimensions] * SMALLEST_BATCH <= allowed
+        return self.demand.values <= allowed
 
 
 def first_patch_shape(spacing: Numbers, median_shape: Numbers) -> tuple[float, ...]:
@@ -127,8 +207,12 @@ def first_patch_shape(spacing: Numbers, median_shape: Numbers) -> tuple[float, .
 def choose_batch(patch: FittedPatch, dataset_voxels: float, budget: Budget) -> BatchChoice:
     """As many samples as fit the memory, but at most the allowed share of `dataset_voxels`; at least two."""
     dimensions = len(patch.shape)
-    allowed = budget.reference.values(dimensions, budget.memory_gib)
-    by_memory = round(allowed / patch.values * REFERENCE_BATCH[dimensions])
+    allowed = budget.allowed(dimensions, patch.demand)
+    by_memory = round(allowed / patch.demand.values * REFERENCE_BATCH[dimensions])
+    if patch.checkpointed:
+        # Recomputing is for the patch; the batch stays within the reference's, a budget of computation like it.
+        by_reference = budget.allowed_by_reference(dimensions, patch.demand) / patch.full_values
+        by_memory = min(by_memory, round(by_reference * REFERENCE_BATCH[dimensions]))
     by_dataset = round(dataset_voxels * budget.reference.share_of_dataset / math.prod(patch.shape))
     nnunet = max(min(by_memory, by_dataset), SMALLEST_BATCH)
     size = nnunet if budget.nnunet_parity else min(nnunet, LARGEST_BATCH[dimensions])
@@ -145,33 +229,37 @@ def readable_mm(spacing: Numbers) -> str:
     return "×".join(f"{value:.3g}" for value in spacing)
 
 
-def _values(pooling: Pooling, budget: Budget) -> int:
-    topology = build_topology(budget.architecture, pooling)
-    return feature_map_values(budget.architecture, topology, pooling.patch_shape, budget.output_channels)
+def _ever_shorter(
+    spacing: Numbers, median_shape: Numbers, architecture: ArchitectureName
+) -> Iterator[Pooling]:
+    """The first patch, and one after the other with an axis shortened, down to the smallest."""
+    pooling = pool_patch(architecture, spacing, first_patch_shape(spacing, median_shape))
+    seen: set[Shape] = set()
+    # A patch that comes again is one that its architecture does not make smaller.
+    while pooling.patch_shape not in seen:
+        yield pooling
+        seen.add(pooling.patch_shape)
+        if all(size <= least for size, least in zip(pooling.patch_shape, pooling.smallest, strict=True)):
+            return
+        pooling = _shortened(pooling, spacing, median_shape, architecture)
 
 
-def _fits(values: int, dimensions: int, budget: Budget) -> bool:
-    """Whether training fits: `plain` asks for two samples, `resenc` for one at the reference's batch.
-
-    In 3D both are the same; in 2D nnU-Net's ResEnc planner keeps room for twelve.
-    """
-    allowed = budget.reference.values(dimensions, budget.memory_gib)
-    if budget.architecture == "plain":
-        return values / REFERENCE_BATCH[dimensions] * SMALLEST_BATCH <= allowed
-    return values <= allowed
-
-
-def _shortened(pooling: Pooling, spacing: Numbers, median_shape: Numbers) -> Pooling:
-    """The next smaller patch; one axis at least has more than one voxel.
+def _shortened(
+    pooling: Pooling, spacing: Numbers, median_shape: Numbers, architecture: ArchitectureName
+) -> Pooling:
+    """The next smaller patch; one axis at least is longer than the smallest.
 
     The axis that covers the largest share of the median image is shortened (the last one of equals) by the
     divisor that it would have after being shortened by its present divisor: a network with fewer halvings
-    allows smaller steps, so 224 is not skipped on the way from 256 to 192. Axes of one voxel stay, where
-    nnU-Net fails.
+    allows smaller steps, so 224 is not skipped on the way from 256 to 192. Axes of the smallest size (one voxel)
+    stay, where nnU-Net fails.
     """
-    longer = [axis for axis, size in enumerate(pooling.patch_shape) if size > 1]
     shape = list(pooling.patch_shape)
+    longer = [axis for axis, size in enumerate(shape) if size > pooling.smallest[axis]]
     axis = max(longer, key=lambda position: (shape[position] / median_shape[position], position))
     trial = [size - pooling.divisors[axis] * (position == axis) for position, size in enumerate(shape)]
-    shape[axis] -= pool(spacing, trial).divisors[axis]
-    return pool(spacing, shape)
+    shape[axis] -= pool_patch(architecture, spacing, trial).divisors[axis]
+    shortened = pool_patch(architecture, spacing, shape)
+    # Padding can undo a step smaller than the present divisor where stages are merged (unetr-pp).
+    undone = shortened.patch_shape == pooling.patch_shape
+    return pool_patch(architecture, spacing, trial) if undone else shortened

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 from autoseg.errors import UserError, all_of
+from autoseg.planning.choice import Candidates, choose_architecture
 from autoseg.planning.configurations import (
     LOWRES_DICE_REASON,
     Draft,
@@ -44,7 +45,7 @@ class PlanSettings:
     Attributes
     ----------
     memory_gib : memory of the device in GiB; None means 8, or what the preset size is for (M 8, L 24, XL 40).
-    architecture : "auto" means `resenc`.
+    architecture : "auto" chooses between `resenc` and `hybrid` for each configuration (see `choice`).
     configurations : plan only these; None means all that the dataset can have.
     preset_size : nnU-Net's residual encoder presets.
     nnunet_parity : keep nnU-Net's numbers where we would change them.
@@ -65,12 +66,10 @@ def decide_plan(fingerprint: Fingerprint, settings: PlanSettings) -> Plan:
     UserError : a configuration that the dataset cannot have, memory that no network fits into, images that
         are too small for any network, or a preset size that the architecture does not have.
     """
-    architecture = chosen_architecture(settings)
     target = find_target(fingerprint, nnunet_parity=settings.nnunet_parity)
-    budget = _budget(fingerprint, architecture, settings)
+    request = Request(fingerprint, settings, target, _asks_for_3d(settings.configurations))
+    drafts = request.drafts(chosen_architecture(settings))
     normalization, normalization_reason = choose_normalization(fingerprint)
-    with_3d = _asks_for_3d(settings.configurations)
-    drafts = draft_configurations(target, len(fingerprint.cases), budget, with_3d)
     sided = find_sided_pairs(name for name, value in fingerprint.labels.items() if value != 0)
     return Plan(
         dataset=fingerprint.dataset,
@@ -82,7 +81,7 @@ def decide_plan(fingerprint: Fingerprint, settings: PlanSettings) -> Plan:
         axes=target.axes,
         left_right_axes=_left_right_axes(fingerprint),
         sided_labels=sided,
-        memory_target_gib=budget.memory_gib,
+        memory_target_gib=request.memory_gib,
         nnunet_parity=settings.nnunet_parity,
         reasons=(
             *target.reasons,
@@ -95,8 +94,9 @@ def decide_plan(fingerprint: Fingerprint, settings: PlanSettings) -> Plan:
                 spacing=draft.spacing,
                 median_shape=draft.median_shape,
                 normalization=normalization,
-                architecture=architecture,
-                networks={architecture: draft.network},
+                architecture=(choice := request.choose(name, draft.spacing)).architecture,
+                architecture_reasons=choice.reasons,
+                networks={choice.architecture: choice.network},
                 next_stage=draft.next_stage,
             )
             for name, draft in _asked_for(drafts, settings.configurations).items()
@@ -122,27 +122,19 @@ def add_architecture(plan: Plan, fingerprint: Fingerprint, settings: PlanSetting
             f"{', '.join(plan.configurations)}.\nLeave --configurations out, or plan into another --run "
             "folder."
         )
-    architecture = chosen_architecture(settings)
-    budget = _budget(fingerprint, architecture, settings)
     target = find_target(fingerprint, axes=plan.axes)
-    with_3d = _asks_for_3d(tuple(plan.configurations))
-    drafts = draft_configurations(target, len(fingerprint.cases), budget, with_3d)
+    request = Request(fingerprint, settings, target, _asks_for_3d(tuple(plan.configurations)))
     configurations = {}
     for name, configuration in plan.configurations.items():
-        draft = drafts.possible.get(name)
-        if draft is not None and draft.spacing == configuration.spacing:
-            network = draft.network
-        elif name == "3d_lowres":
-            network = _network_at_lowres(configuration, draft, target, len(fingerprint.cases), budget)
-        else:
-            raise UserError(f"the plan was not made from this fingerprint: {name} has another spacing.\n"
-                            "Plan again into an empty --run folder.")
-        networks = {**configuration.networks, architecture: network}
-        changes = {"networks": networks, "architecture": architecture}
-        configurations[name] = configuration.model_copy(update=changes)
+        choice = request.choose(name, configuration.spacing)
+        configurations[name] = configuration.model_copy(update={
+            "networks": {**configuration.networks, choice.architecture: choice.network},
+            "architecture": choice.architecture,
+            "architecture_reasons": choice.reasons,
+        })
     return plan.model_copy(update={
         "configurations": configurations,
-        "memory_target_gib": budget.memory_gib,
+        "memory_target_gib": request.memory_gib,
         "nnunet_parity": settings.nnunet_parity,
     })
 
@@ -171,17 +163,83 @@ def store_record(plan: Plan, configuration: str) -> StoreRecord:
 
 
 def chosen_architecture(settings: PlanSettings) -> ArchitectureName:
-    """The architecture that the settings mean."""
+    """The architecture that the settings mean, or that "auto" begins with: its patch decides on a `3d_lowres`."""
     return "resenc" if settings.architecture == "auto" else settings.architecture
 
 
-def _budget(fingerprint: Fingerprint, architecture: ArchitectureName, settings: PlanSettings) -> Budget:
+def find_budget(fingerprint: Fingerprint, architecture: ArchitectureName, settings: PlanSettings) -> Budget:
+    """What a network of the architecture is planned for; UserError for a memory that makes no sense."""
     reference = find_reference(architecture, settings.preset_size)
     memory_gib = reference.memory_gib if settings.memory_gib is None else float(settings.memory_gib)
     if not 0 < memory_gib < float("inf"):
         raise UserError(f"--memory-gib {memory_gib:g}: a positive number of GiB was expected.\n"
                         "Give the memory of the device that will train, for example 8.")
     return Budget(architecture, reference, memory_gib, len(fingerprint.labels), settings.nnunet_parity)
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The network that `train` takes by default, and why its architecture was chosen."""
+
+    architecture: ArchitectureName
+    network: NetworkPlan
+    reasons: tuple[str, ...]
+
+
+class Request:
+    """What was asked for, and the drafts of the architectures that come into question, each made once."""
+
+    def __init__(self, fingerprint: Fingerprint, settings: PlanSettings, target: Target, with_3d: bool) -> None:
+        self.fingerprint, self.settings, self.target, self.with_3d = fingerprint, settings, target, with_3d
+        self.memory_gib = find_budget(fingerprint, chosen_architecture(settings), settings).memory_gib
+        self._drafts: dict[ArchitectureName, Drafts] = {}
+
+    def drafts(self, architecture: ArchitectureName) -> Drafts:
+        """All configurations as the architecture alone would have them; UserError as `draft_configurations`."""
+        if architecture not in self._drafts:
+            budget = find_budget(self.fingerprint, architecture, self.settings)
+            self._drafts[architecture] = draft_configurations(
+                self.target, len(self.fingerprint.cases), budget, self.with_3d
+            )
+        return self._drafts[architecture]
+
+    def choose(self, name: ConfigurationName, spacing: tuple[float, ...]) -> Choice:
+        """The network of a configuration on the grid of `spacing` mm."""
+        architecture = chosen_architecture(self.settings)
+        network = self.network(name, spacing, architecture)
+        if self.settings.architecture != "auto":
+            return Choice(architecture, network, ())
+        if self.settings.nnunet_parity or self.settings.preset_size is not None:
+            asked = "--nnunet-parity" if self.settings.nnunet_parity else "--preset-size"
+            return Choice(architecture, network, (f"Architecture resenc: {asked} asks for nnU-Net's own network.",))
+        try:
+            hybrid = self.network(name, spacing, "hybrid")
+        except UserError:
+            reason = f"Architecture resenc: no hybrid fits into {self.memory_gib:g} GiB."
+            return Choice(architecture, network, (reason,))
+        axes = self.target.axes[-len(spacing):]
+        chosen, reasons = choose_architecture(self.fingerprint, axes, spacing, Candidates(network, hybrid))
+        return Choice(chosen, hybrid if chosen == "hybrid" else network, reasons)
+
+    def network(
+        self, name: ConfigurationName, spacing: tuple[float, ...], architecture: ArchitectureName
+    ) -> NetworkPlan:
+        """The architecture's network at a spacing that another architecture, or an earlier plan, may have chosen."""
+        draft = self.drafts(architecture).possible.get(name)
+        if draft is not None and draft.spacing == spacing:
+            return draft.network
+        if name != "3d_lowres":
+            raise UserError(f"the plan was not made from this fingerprint: {name} has another spacing.\n"
+                            "Plan again into an empty --run folder.")
+        budget = find_budget(self.fingerprint, architecture, self.settings)
+        own = "would have no 3d_lowres" if draft is None else f"would have chosen {readable_mm(draft.spacing)} mm"
+        reason = (f"The spacing is the plan's, {readable_mm(spacing)} mm, because the preprocessed "
+                  f"data are shared; {architecture} with {budget.memory_gib:g} GiB alone {own}.")
+        grid = lowres_grid(self.target, spacing)
+        voxels = grid.voxels * len(self.fingerprint.cases)
+        return plan_network(
+            (grid.spacing, grid.median_shape), voxels, budget, False, (reason, LOWRES_DICE_REASON)
+        )
 
 
 def _asks_for_3d(configurations: Sequence[str] | None) -> bool:
@@ -204,18 +262,6 @@ def _asked_for(drafts: Drafts, asked: tuple[str, ...] | None) -> dict[Configurat
                      "No configuration can be planned for this dataset.",
                      "Provide images with a larger field of view or smaller voxels.")
     return {name: draft for name, draft in drafts.possible.items() if asked is None or name in asked}
-
-
-def _network_at_lowres(
-    configuration: ConfigurationPlan, draft: Draft | None, target: Target, case_count: int, budget: Budget
-) -> NetworkPlan:
-    """The network of `budget` at the plan's `3d_lowres` grid, where it would not choose that grid itself."""
-    own = "would have no 3d_lowres" if draft is None else f"would have chosen {readable_mm(draft.spacing)} mm"
-    reason = (f"The spacing is the plan's, {readable_mm(configuration.spacing)} mm, because the preprocessed "
-              f"data are shared; {budget.architecture} with {budget.memory_gib:g} GiB alone {own}.")
-    grid = lowres_grid(target, configuration.spacing)
-    voxels, reasons = grid.voxels * case_count, (reason, LOWRES_DICE_REASON)
-    return plan_network((grid.spacing, grid.median_shape), voxels, budget, False, reasons)
 
 
 def _absence_reasons(drafts: Drafts) -> tuple[str, ...]:

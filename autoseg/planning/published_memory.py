@@ -15,13 +15,13 @@ SAVED_PER_VALUE = 2
 """A value of nnU-Net's count is one convolution's output; it is saved for the normalization, and what normalization
 and activation make of it for the next convolution. `resenc` saves 1.92 to 1.94 numbers per value, `plain` 1.98."""
 RESIDUAL_MAPS = 5
-"""Of a residual block: two convolution outputs, what the norms and activations make of them, the sum's activation."""
+"""Of a residual block: both convolutions' outputs, the activations after the first norm and after the sum, and the
+input or, where the image is the input, its projection."""
 DECODER_MAPS = 7
-"""Of upsampling and a residual block: upsampled and skip side by side (2), and the block. Its projection of two maps
-to one is counted in the block's five: where the block projects, the input is not the next block's."""
+"""Of upsampling and a residual block: upsampled map and skip side by side (2), the block with their projection (5)."""
 TRANSFORMER_MAPS = 17
-"""Of a block of UNETR: normed inputs (2), queries, keys, values, attention's output, its projection (2), and the
-hidden layer of 4 before and after its activation (8), of which the sums keep one each."""
+"""Of a block of UNETR: both inputs (2) and what the norms make of them (2), queries, keys, values (3), the mixture by
+head and by token (2), the hidden layer of 4 before and after its activation (8)."""
 PAIRED_MAPS, PAIRED_SCORES = 20, 3.7
 """Of a block of UNETR++ per token and channel, and per attention weight: weights before and after the temperature,
 softmax and dropout, whose mask takes a byte."""
@@ -36,7 +36,7 @@ MEDNEXT_MAPS, MEDNEXT_UP_MAPS, MEDNEXT_DOWN_MAPS = 7, 12, 3
 that doubles the resolution computes all this on twice the channels of its output; one that halves it, on half."""
 MEDNEXT_EXPANSION = 2
 
-Count = tuple[float, float]
+Count = tuple[int, int]
 """(values per sample, weights)."""
 
 
@@ -58,7 +58,7 @@ def count_unetr(topology: Topology, patch_shape: Sequence[int], output_channels:
             weights += steps[-1] * hidden * here
             saved += sum(RESIDUAL_MAPS * voxels[step] * here for step in between)
             weights += sum((steps[step + 1] + 2 * kernels[step]) * here**2 for step in between)
-    return saved / SAVED_PER_VALUE, weights + features[0] * output_channels
+    return round(saved / SAVED_PER_VALUE), weights + features[0] * output_channels
 
 
 def count_unetr_pp(topology: Topology, patch_shape: Sequence[int], output_channels: int) -> Count:
@@ -77,7 +77,7 @@ def count_unetr_pp(topology: Topology, patch_shape: Sequence[int], output_channe
         merged = features[stage - 1] if stage > 1 else 1
         weights += steps[stage] * channels * (merged + features[stage - 1])
     supervised = sum(features[: min(3, depth)])
-    return saved / SAVED_PER_VALUE, weights + supervised * output_channels
+    return round(saved / SAVED_PER_VALUE), weights + supervised * output_channels
 
 
 def count_swin_unetr(topology: Topology, patch_shape: Sequence[int], output_channels: int) -> Count:
@@ -85,7 +85,7 @@ def count_swin_unetr(topology: Topology, patch_shape: Sequence[int], output_chan
     shapes, voxels = stage_shapes(topology, patch_shape), _voxels(topology, patch_shape)
     features, axes, depth = topology.features, len(patch_shape), len(topology.strides) - 1
     kernel = 3**axes
-    saved, weights = float(features[1] * voxels[1]), float(2**axes * features[1])
+    saved, weights = features[1] * voxels[1], 2**axes * features[1]
     for stage in range(1, depth):
         channels, blocks = features[stage], topology.encoder_blocks[stage]
         window, padded = _windows(shapes[stage])
@@ -101,14 +101,14 @@ def count_swin_unetr(topology: Topology, patch_shape: Sequence[int], output_chan
         weights += 2**axes * below * here + _projecting_block(kernel, 2 * here, here)
         weights += bool(on_skip) * kernel * here * (here + (1 if level == 0 else here))
     saved += RESIDUAL_MAPS * voxels[-1] * features[-1]
-    return saved / SAVED_PER_VALUE, weights + 2 * kernel * features[-1] ** 2 + features[0] * output_channels
+    return round(saved / SAVED_PER_VALUE), weights + 2 * kernel * features[-1] ** 2 + features[0] * output_channels
 
 
 def count_mednext(topology: Topology, patch_shape: Sequence[int], output_channels: int) -> Count:
     """Depthwise convolutions and expanded layers on every stage; blocks that change the resolution between them."""
     voxels, features = _voxels(topology, patch_shape), topology.features
     depth, axes = len(voxels) - 1, len(patch_shape)
-    saved, weights = float(voxels[0] * features[0]), float(features[0])
+    saved, weights = voxels[0] * features[0], features[0]
     for stage, (size, channels) in enumerate(zip(voxels, features, strict=True)):
         blocks = topology.encoder_blocks[stage] + (topology.decoder_blocks[depth - 1 - stage] if stage < depth else 0)
         saved += MEDNEXT_MAPS * blocks * size * channels
@@ -120,11 +120,12 @@ def count_mednext(topology: Topology, patch_shape: Sequence[int], output_channel
             # Each resampling block also has a 1×1 convolution on its skip.
             weights += _mednext_block(axes, channels, below) + _mednext_block(axes, below, channels)
             weights += 2 * channels * below
-    return saved / SAVED_PER_VALUE, weights
+    return round(saved / SAVED_PER_VALUE), weights
 
 
 def _mednext_block(axes: int, inputs: int, outputs: int) -> int:
-    return inputs * 3**axes + MEDNEXT_EXPANSION * inputs * (inputs + outputs)
+    kernel: int = 3**axes
+    return inputs * kernel + MEDNEXT_EXPANSION * inputs * (inputs + outputs)
 
 
 def _projecting_block(kernel: int, inputs: int, outputs: int) -> int:

@@ -6,9 +6,10 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from jaxtyping import Num
 
+from autoseg.planning.attention import stage_shapes
 from autoseg.planning.patch import readable_mm, readable_shape
 from autoseg.planning.topology import Numbers
-from autoseg.schema import ConfigurationPlan, Fingerprint, NetworkPlan, Plan
+from autoseg.schema import ConfigurationPlan, Fingerprint, NetworkPlan, OptimizerPlan, Plan
 
 WIDTH = 100
 
@@ -67,6 +68,8 @@ def _configuration_lines(configuration: ConfigurationPlan, plan: Plan) -> list[s
         f"  spacing    {readable_mm(configuration.spacing)} mm ({order})",
         f"  image      {readable_shape(configuration.median_shape)} voxels (the median case at this spacing)",
     ]
+    if configuration.architecture_reasons:
+        lines += ["  choice     between resenc and hybrid", *_bullets(configuration.architecture_reasons)]
     for architecture, network in configuration.networks.items():
         default = " (train takes this one)" if architecture == configuration.architecture else ""
         several = default if len(configuration.networks) > 1 else ""
@@ -78,12 +81,14 @@ def _network_lines(network: NetworkPlan) -> list[str]:
     topology = network.topology
     stages = [
         f"{readable_shape(shape)} ({features})"
-        for shape, features in zip(_stage_shapes(network), topology.features, strict=True)
+        for shape, features in zip(stage_shapes(topology, network.patch_shape), topology.features, strict=True)
     ]
     path = textwrap.wrap(" > ".join(stages), WIDTH - 13, break_long_words=False)
     return [
         f"  patch      {readable_shape(network.patch_shape)} voxels, {network.batch_size} per step",
-        f"  memory     about {network.memory_gib:.1f} GiB to train (by nnU-Net's rule, not measured here)",
+        f"  memory     {_memory(network)}",
+        *_checkpointing_lines(network),
+        f"  optimizer  {_optimizer(network.optimizer)}",
         f"  stages     {len(topology.strides)}; voxels (features):",
         *(" " * 13 + line for line in path),
         "  why",
@@ -91,12 +96,29 @@ def _network_lines(network: NetworkPlan) -> list[str]:
     ]
 
 
-def _stage_shapes(network: NetworkPlan) -> list[tuple[int, ...]]:
-    shapes, shape = [], network.patch_shape
-    for stride in network.topology.strides:
-        shape = tuple(size // step for size, step in zip(shape, stride, strict=True))
-        shapes.append(shape)
-    return shapes
+def _memory(network: NetworkPlan) -> str:
+    if network.memory_measured_on is None:
+        return f"about {network.memory_gib:.1f} GiB to train (estimated by rule, not measured here)"
+    return f"{network.memory_gib:.2f} GiB to train, measured on {network.memory_measured_on}"
+
+
+def _checkpointing_lines(network: NetworkPlan) -> list[str]:
+    stages = network.checkpointed_stages
+    if stages == 0:
+        return []
+    first = "stage 0" if stages == 1 else f"stages 0 to {stages - 1}"
+    return [f"  recomputed {first}, in the backward pass (gradient checkpointing)"]
+
+
+def _optimizer(optimizer: OptimizerPlan) -> str:
+    """The recipe with its constants on one line."""
+    rate = f"learning rate {optimizer.learning_rate:g}"
+    decay, clip = f"weight decay {optimizer.weight_decay:g}", f"gradients clipped at {optimizer.gradient_clip:g}"
+    if optimizer.warmup_share:
+        rate += f" after a warm-up over {optimizer.warmup_share:.0%}"
+    if optimizer.name == "sgd":
+        return f"SGD, {rate}, Nesterov momentum {optimizer.momentum:g}, {decay}, {clip}"
+    return f"AdamW, {rate}, betas {optimizer.momentum:g} and {optimizer.second_momentum:g}, {decay}, {clip}"
 
 
 def _closing_lines(plan: Plan) -> list[str]:

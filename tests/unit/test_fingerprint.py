@@ -58,7 +58,21 @@ def test_shapes_spacings_boxes_and_volumes(tmp_path: Path) -> None:
         assert case.class_voxels == {
             name: int((labels == value).sum()) for name, value in (("background", 0), ("core", 2), ("shell", 7))
         }
+        for name, value in (("core", 2), ("shell", 7)):
+            places = np.argwhere(labels.transpose() == value)
+            assert case.class_extents[name] == tuple(int(size) for size in np.ptp(places, axis=0) + 1)
+        assert set(case.class_extents) == {"core", "shell"}
     assert fingerprint.median_relative_size_after_cropping == pytest.approx(13 * 8 / (14 * 10))
+
+
+def test_a_label_that_a_case_lacks_has_no_extent(tmp_path: Path) -> None:
+    cases = {f"case_{seed}": random_case(seed) for seed in range(2)}
+    labels = cases["case_1"][1]
+    labels[labels == 7] = 0
+    labels[labels == 2] = 0
+    labels[4:6, 5, 7:10] = 2
+    _, case = measure(open_dataset(write_dataset(tmp_path / "made", cases)), workers=1).cases
+    assert case.class_extents == {"core": (3, 1, 2), "shell": None}
 
 
 def test_workers_change_nothing(tmp_path: Path) -> None:

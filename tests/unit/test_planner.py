@@ -8,12 +8,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from autoseg.errors import UserError
+from autoseg.planning.architectures import build_topology
 from autoseg.planning.memory import REFERENCES, feature_map_values
 from autoseg.planning.normalization import scheme_of
 from autoseg.planning.patch import LARGEST_BATCH
 from autoseg.planning.planner import PlanSettings, add_architecture, decide_plan, store_record
 from autoseg.planning.summary import describe_plan
-from autoseg.planning.topology import build_topology, pool
+from autoseg.planning.topology import pool
 from autoseg.records import read_record, write_record
 from autoseg.schema import CaseFingerprint, ConfigurationName, Fingerprint, IntensityStatistics, NetworkPlan, Plan
 from autoseg.training.mirroring import mirror_positions
@@ -49,7 +50,8 @@ def make_fingerprint(
 
 
 def plan(fingerprint: Fingerprint, **choices: object) -> Plan:
-    return decide_plan(fingerprint, PlanSettings(**choices))  # type: ignore[arg-type]
+    """`resenc` unless another architecture is asked for: what "auto" chooses is `test_choice`'s."""
+    return decide_plan(fingerprint, PlanSettings(**{"architecture": "resenc", **choices}))  # type: ignore[arg-type]
 
 
 def default_network(planned: Plan, configuration: str) -> NetworkPlan:
@@ -306,8 +308,8 @@ def test_an_added_architecture_shares_the_store_and_becomes_the_default() -> Non
 
 def test_adding_what_is_there_renews_it() -> None:
     first = plan(LARGE_CT)
-    assert add_architecture(first, LARGE_CT, PlanSettings()) == first
-    renewed = add_architecture(first, LARGE_CT, PlanSettings(memory_gib=20.0))
+    assert add_architecture(first, LARGE_CT, PlanSettings(architecture="resenc")) == first
+    renewed = add_architecture(first, LARGE_CT, PlanSettings(architecture="resenc", memory_gib=20.0))
     assert renewed.memory_target_gib == 20.0
     assert set(renewed.configurations["2d"].networks) == {"resenc"}
     assert any("The spacing is the plan's" in one for one in default_network(renewed, "3d_lowres").reasons)
@@ -317,7 +319,7 @@ def test_an_added_architecture_that_wants_no_lowres_is_planned_at_the_plans() ->
     fingerprint = make_fingerprint((160, 320, 320))
     first = plan(fingerprint, memory_gib=4.0)
     assert "3d_lowres" in first.configurations and "3d_lowres" not in plan(fingerprint, memory_gib=60.0).configurations
-    second = add_architecture(first, fingerprint, PlanSettings(memory_gib=60.0))
+    second = add_architecture(first, fingerprint, PlanSettings(architecture="resenc", memory_gib=60.0))
     assert any("would have no 3d_lowres" in one for one in default_network(second, "3d_lowres").reasons)
 
 

@@ -1,0 +1,185 @@
+"""Estimated memory is proportional to what automatic differentiation saves, alike for every architecture."""
+
+import math
+from typing import get_args
+
+import pytest
+
+from autoseg.errors import UserError
+from autoseg.networks.builder import make_network
+from autoseg.networks.introspection import describe_network
+from autoseg.planning.architectures import build_topology, pool_patch
+from autoseg.planning.fitting import fit_patch
+from autoseg.planning.memory import (
+    CHECKPOINTED,
+    REFERENCE_BATCH,
+    REFERENCES,
+    demand_of,
+    feature_map_values,
+    find_reference,
+    voxels_per_stage,
+    weights_gib,
+)
+from autoseg.planning.optimizers import OPTIMIZERS
+from autoseg.planning.patch import Budget, search_patch
+from autoseg.planning.published_memory import COUNTS, SAVED_PER_VALUE
+from autoseg.planning.topology import Pooling
+from autoseg.schema import ArchitectureName, NetworkPlan
+
+ARCHITECTURES: tuple[ArchitectureName, ...] = get_args(ArchitectureName)
+GRIDS = {
+    "ct": ((3.0, 0.76, 0.76), (64, 128, 128)),
+    "cardiac": ((10.0, 1.5, 1.5), (20, 256, 224)),
+    "hippocampus": ((1.0, 1.0, 1.0), (40, 56, 40)),
+    "flat": ((1.0, 1.0), (384, 320)),
+}
+CLASSES = 3
+
+
+def planned(architecture: ArchitectureName, grid: str, checkpointed: int = 0) -> NetworkPlan:
+    pooling: Pooling = pool_patch(architecture, *GRIDS[grid])
+    return NetworkPlan(
+        patch_shape=pooling.patch_shape, batch_size=2, topology=build_topology(architecture, pooling),
+        batch_dice=False, optimizer=OPTIMIZERS[architecture], memory_gib=1.0, checkpointed_stages=checkpointed,
+        reasons=(),
+    )  # fmt: skip
+
+
+def saved_per_value(architecture: ArchitectureName, network: NetworkPlan) -> float:
+    anywhere = (1.0,) * len(network.patch_shape)
+    described = describe_network(architecture, network, 1, CLASSES, anywhere)
+    demand = demand_of(architecture, network.topology, network.patch_shape, CLASSES, network.checkpointed_stages)
+    return described.saved_bytes / 2 / demand.values
+
+
+@pytest.mark.parametrize("grid", GRIDS)
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_a_value_stands_for_as_many_saved_numbers_everywhere(architecture: ArchitectureName, grid: str) -> None:
+    """Within 6% of two; `resenc`, which nnU-Net's rule was made for, among them."""
+    ratio = saved_per_value(architecture, planned(architecture, grid))
+    assert 0.94 * SAVED_PER_VALUE < ratio < 1.03 * SAVED_PER_VALUE
+
+
+@pytest.mark.parametrize("grid", ["ct", "flat"])
+@pytest.mark.parametrize("architecture", COUNTS)
+def test_weights_are_counted_within_a_hundredth(architecture: ArchitectureName, grid: str) -> None:
+    import torch
+
+    network = planned(architecture, grid)
+    with torch.device("meta"):
+        built = make_network(architecture, network, 1, CLASSES)
+    # MONAI's transformer blocks hold norms that nothing uses.
+    counted = sum(weight.numel() for weight in built.parameters())
+    weights = demand_of(architecture, network.topology, network.patch_shape, CLASSES).weights
+    assert weights == pytest.approx(counted, rel=0.01)
+
+
+@pytest.mark.parametrize("grid", ["ct", "flat"])
+@pytest.mark.parametrize("architecture", CHECKPOINTED)
+def test_checkpointing_frees_what_is_not_saved_any_more(architecture: ArchitectureName, grid: str) -> None:
+    """Without the stage that is there while it is recomputed, the estimate is what is saved, and a little more."""
+    previous = math.inf
+    for checkpointed in (0, 1, 2):
+        network = planned(architecture, grid, checkpointed)
+        anywhere = (1.0,) * len(network.patch_shape)
+        saved = describe_network(architecture, network, 1, CLASSES, anywhere).saved_bytes / 2
+        values = demand_of(architecture, network.topology, network.patch_shape, CLASSES, checkpointed).values
+        largest_part = values - saved / SAVED_PER_VALUE
+        finest = voxels_per_stage(network.topology, network.patch_shape)[0] * network.topology.features[0]
+        assert values < previous
+        if checkpointed:
+            assert 0 < largest_part <= 4 * finest
+        previous = values
+
+
+@pytest.mark.parametrize("dimensions", [2, 3])
+def test_the_reference_takes_its_memory_with_or_without_weights_apart(dimensions: int) -> None:
+    for (architecture, size), reference in REFERENCES.items():
+        values = reference.values(dimensions, reference.memory_gib)
+        estimated = reference.estimated_gib(round(values), REFERENCE_BATCH[dimensions], dimensions)
+        assert estimated == pytest.approx(reference.memory_gib)
+        if size is None:
+            for gib in (0.1, 1.4):
+                fitting = reference.values(dimensions, 6.0, gib)
+                assert reference.estimated_gib(
+                    round(fitting), REFERENCE_BATCH[dimensions], dimensions, gib
+                ) == pytest.approx(6.0)
+            assert reference.values(dimensions, 1.0, 1.4) == 0
+            assert find_reference(architecture, None) is reference
+
+
+def test_unetrs_weights_take_sixteen_bytes_each() -> None:
+    pooling = pool_patch("unetr", (1.0, 1.0, 1.0), (96, 96, 96))
+    demand = demand_of("unetr", build_topology("unetr", pooling), pooling.patch_shape, CLASSES)
+    assert weights_gib("unetr", demand.weights) == pytest.approx(92.8e6 * 16 / 2**30, rel=0.01)
+    assert weights_gib("unetr-pp", 42_950_000) == pytest.approx(42.95e6 * 12 / 2**30)
+    assert weights_gib("resenc", None) is None
+
+
+# ---------------------------------------------------------------- patches for little memory
+def budget(architecture: ArchitectureName, memory_gib: float, parity: bool = False) -> Budget:
+    return Budget(architecture, find_reference(architecture, None), memory_gib, CLASSES, parity)
+
+
+LARGE = ((1.0, 0.8, 0.8), (400, 512, 512)), ((1.0, 1.0), (900, 1100))
+
+
+@pytest.mark.parametrize("grid", LARGE)
+@pytest.mark.parametrize("architecture", CHECKPOINTED)
+def test_stages_are_recomputed_before_the_patch_shrinks(
+    architecture: ArchitectureName, grid: tuple[tuple[float, ...], tuple[int, ...]]
+) -> None:
+    reference = search_patch(*grid, budget(architecture, 8.0))
+    for memory_gib in (0.7, 1.5, 3.0, 4.0, 4.5, 5.0, 6.0, 7.0, 7.5, 7.99, 8.0, 12.0):
+        ours = search_patch(*grid, budget(architecture, memory_gib))
+        theirs = search_patch(*grid, budget(architecture, memory_gib, parity=True))
+        assert theirs.checkpointed == 0
+        if memory_gib >= 8:
+            assert ours == theirs
+            continue
+        assert math.prod(theirs.shape) <= math.prod(ours.shape) <= math.prod(reference.shape)
+        # Checkpointing starts where the reference's patch does not fit any more, and shrinking after both stages.
+        assert (ours.checkpointed == 0) == (ours.full_values <= _allowed(ours, architecture, memory_gib))
+        if ours.shape != reference.shape:
+            two = demand_of(architecture, reference.topology, reference.shape, CLASSES, 2).values
+            assert two > _allowed(ours, architecture, memory_gib)
+        else:
+            assert ours.kept == (ours.checkpointed > 0)
+
+
+def _allowed(patch: object, architecture: ArchitectureName, memory_gib: float) -> float:
+    dimensions = len(patch.shape)  # type: ignore[attr-defined]
+    allowed = budget(architecture, memory_gib).allowed(dimensions, patch.demand)  # type: ignore[attr-defined]
+    return allowed * (REFERENCE_BATCH[dimensions] / 2 if architecture == "plain" else 1)
+
+
+def test_only_our_own_stages_are_recomputed() -> None:
+    for architecture in COUNTS:
+        assert search_patch(*LARGE[0], budget(architecture, 4.0)).checkpointed == 0
+
+
+@pytest.mark.parametrize(("architecture", "grid"), [*((one, LARGE[0]) for one in ARCHITECTURES), ("unetr", LARGE[1])])
+def test_an_architecture_that_cannot_fit_says_what_would(
+    architecture: ArchitectureName, grid: tuple[tuple[float, ...], tuple[int, ...]]
+) -> None:
+    with pytest.raises(UserError, match="The smallest memory") as caught:
+        fit_patch(*grid, budget(architecture, 1e-4))
+    message = str(caught.value)
+    enough = float(message.split("would train in is ")[1].split(" GiB", maxsplit=1)[0])
+    assert fit_patch(*grid, budget(architecture, enough)).buildable
+    assert not search_patch(*grid, budget(architecture, 0.85 * enough)).buildable
+    assert "No architecture trains in 0.0001 GiB" in message
+
+
+def test_the_architectures_that_would_fit_are_named() -> None:
+    with pytest.raises(UserError, match="--memory-gib 1: .*'unetr'") as caught:
+        fit_patch(*LARGE[0], budget("unetr", 1.0))
+    named = str(caught.value).split("these would train: ")[1].split(" (--architecture)")[0].split(", ")
+    fitting = [one for one in ARCHITECTURES if search_patch(*LARGE[0], budget(one, 1.0)).buildable]
+    assert named == fitting and "resenc" in named and "swin-unetr" not in named
+
+
+def test_nnunets_count_is_not_changed_by_what_surrounds_it() -> None:
+    network = planned("resenc", "ct")
+    values = feature_map_values("resenc", network.topology, network.patch_shape, CLASSES)
+    assert demand_of("resenc", network.topology, network.patch_shape, CLASSES).values == values
