@@ -18,7 +18,9 @@ from autoseg.commands.options import (
     WorkersOption,
 )
 from autoseg.commands.output import write_json_object, write_stdout
+from autoseg.commands.probing import device_to_probe, refine_on_device
 from autoseg.commands.recording import recorded
+from autoseg.commands.stage_table import describe_configurations, format_stages, stages_as_json
 from autoseg.data.dataset import Dataset, open_dataset
 from autoseg.data.parallel import default_workers
 from autoseg.data.preprocessing import preprocess_dataset
@@ -26,7 +28,7 @@ from autoseg.data.splits import make_splits, read_splits, write_splits
 from autoseg.data.store import store_folder
 from autoseg.errors import UserError
 from autoseg.planning.fingerprint import measure
-from autoseg.planning.planner import PlanSettings, add_architecture, decide_plan, store_record
+from autoseg.planning.planner import ArchitectureChoice, PlanSettings, add_architecture, decide_plan, store_record
 from autoseg.planning.summary import describe_plan
 from autoseg.progress import readable_seconds
 from autoseg.records import content_hash, read_record, write_record
@@ -42,7 +44,8 @@ def plan(  # noqa: PLR0913 (a command's options)
     run: RunOption = DEFAULT_RUN,
     memory_gib: Annotated[float | None, Parameter(help="GPU memory to plan for (8, or the preset size's).")] = None,
     architecture: Annotated[
-        Literal["auto", "resenc", "plain"], Parameter(help="`auto` is resenc; on a planned run this adds a network.")
+        ArchitectureChoice,
+        Parameter(help="`auto`: chosen by rule from what was measured. On a planned run this adds a network."),
     ] = "auto",
     configurations: Annotated[
         str | None, Parameter(help="Comma-separated: 2d, 3d_fullres, 3d_lowres. Planned and preprocessed.")
@@ -50,6 +53,14 @@ def plan(  # noqa: PLR0913 (a command's options)
     preset_size: Annotated[Literal["M", "L", "XL"] | None, Parameter(help="nnU-Net's residual presets.")] = None,
     nnunet_parity: Annotated[bool, Parameter(negative=(), help="Keep nnU-Net's numbers even where silly.")] = False,
     preprocess: Annotated[bool, Parameter(name="--preprocess", help="Off: only measure and decide.")] = True,
+    explain: Annotated[
+        bool, Parameter(negative=(), help="Show every stage: shape, stride, mm, channels, tokens, costs.")
+    ] = False,
+    probe_memory: Annotated[
+        bool | None,
+        Parameter(help="Train two steps on the device and fit patch and batch to the memory measured. By default on a "
+                  "GPU; with --nnunet-parity only if asked, and then patch and batch stay."),
+    ] = None,
     workers: WorkersOption = None,
     device: DeviceOption = "auto",
     seed: SeedOption = DEFAULT_SEED,
@@ -62,10 +73,7 @@ def plan(  # noqa: PLR0913 (a command's options)
     dataset
         Folder in nnU-Net's raw layout (dataset.json, imagesTr, labelsTr) or the Medical Segmentation Decathlon's.
     """
-    if device == "cuda":
-        from autoseg.inference.device import choose_device
-
-        choose_device(device)
+    probed_device = device_to_probe(device, probe_memory, nnunet_parity)
     with recorded("plan", run, seed) as recording:
         start = time.perf_counter()
         workers = default_workers() if workers is None else _positive(workers)
@@ -78,11 +86,13 @@ def plan(  # noqa: PLR0913 (a command's options)
         fingerprint = measure(opened, workers)
         decided = _decide(run, fingerprint, settings)
         measured_seconds = time.perf_counter() - start
+        wanted = _configurations(configurations) or (default_configuration(decided),)
+        if probed_device is not None:
+            decided = refine_on_device(decided, fingerprint, settings, wanted, probed_device, recording)
         _write_splits(run, opened, seed)
         # The facts last: until they are written, a plan that was cut short is decided anew.
         write_record(decided, run / "plan.json")
         write_record(fingerprint, run / "fingerprint.json")
-        wanted = settings.configurations or (default_configuration(decided),)
         if preprocess:
             for configuration in wanted:
                 record = store_record(decided, configuration)
@@ -94,7 +104,10 @@ def plan(  # noqa: PLR0913 (a command's options)
             cases=len(fingerprint.cases), measure_seconds=round(measured_seconds, 3), seconds=round(seconds, 3),
             peak_memory_mib=_peak_memory_mib(),
         )
-        _report(decided, fingerprint, run, json, seconds)
+        if json:
+            write_json_object(_as_json(decided, run, seconds, explain))
+        else:
+            write_stdout(_as_text(decided, fingerprint, run, seconds, explain))
     return 0
 
 
@@ -166,22 +179,37 @@ def _peak_memory_mib() -> float:
     return round(sum(peaks) / units_per_mib, 1)
 
 
-def _report(plan: Plan, fingerprint: Fingerprint, run: Path, json: bool, seconds: float) -> None:
-    if json:
-        networks = {
-            name: {"spacing": configuration.spacing, **_network_facts(plan, name, configuration.architecture)}
-            for name, configuration in plan.configurations.items()
-        }
-        write_json_object({"run": str(run), "seconds": round(seconds, 3), "axes": plan.axes,
-                           "configurations": networks})
-        return
-    write_stdout(describe_plan(plan, fingerprint))
-    write_stdout(f"\nPlanned in {readable_seconds(seconds)}. Written: {run / 'plan.json'}\n"
-                 f"Next: autoseg train --run {run}{' --fold all' if len(fingerprint.cases) == 1 else ''}"
-                 "   (on a machine without GPU: add --preset quick)\n")
+def _as_text(plan: Plan, fingerprint: Fingerprint, run: Path, seconds: float, explain: bool) -> str:
+    tables = []
+    if explain:
+        tables = [
+            format_stages(f"Stages of {name}, {plan.configurations[name].architecture}", description)
+            for name, description in describe_configurations(plan).items()
+        ]
+    planned = dict.fromkeys(name for entry in plan.configurations.values() for name in entry.networks)
+    others = f"\n      --architecture takes another of the planned networks: {', '.join(planned)}"
+    return "\n\n".join([
+        describe_plan(plan, fingerprint),
+        *tables,
+        f"Planned in {readable_seconds(seconds)}. Written: {run / 'plan.json'}\n"
+        f"Next: autoseg train --run {run}{' --fold all' if len(fingerprint.cases) == 1 else ''}"
+        f"   (on a machine without GPU: add --preset quick)" + others * (len(planned) > 1) + "\n",
+    ])
+
+
+def _as_json(plan: Plan, run: Path, seconds: float, explain: bool) -> dict[str, object]:
+    networks = {
+        name: {"spacing": configuration.spacing, **_network_facts(plan, name, configuration.architecture)}
+        for name, configuration in plan.configurations.items()
+    }
+    if explain:
+        for name, description in describe_configurations(plan).items():
+            networks[name].update(stages_as_json(description))
+    return {"run": str(run), "seconds": round(seconds, 3), "axes": plan.axes, "configurations": networks}
 
 
 def _network_facts(plan: Plan, configuration: ConfigurationName, architecture: ArchitectureName) -> dict[str, object]:
     network = plan.configurations[configuration].networks[architecture]
     return {"architecture": architecture, "patch_shape": network.patch_shape, "batch_size": network.batch_size,
-            "memory_gib": network.memory_gib}
+            "memory_gib": network.memory_gib, "memory_measured_on": network.memory_measured_on,
+            "checkpointed_stages": network.checkpointed_stages}

@@ -22,7 +22,6 @@ from autoseg.schema import ArchitectureName, NetworkPlan
 
 BYTES_PER_ACTIVATION = 2
 """Of bfloat16 and float16, the precisions of training on a GPU."""
-WORDS_FOR_ATTENTION = ("attention", "transformer")
 ATTENTION_INPUTS = ("query", "key", "value")
 
 
@@ -36,8 +35,8 @@ class PartRow:
     stride : voxels of the patch per voxel of the map, per axis; spacing : mm between the map's voxels.
     tokens : voxels of the map where the stage attends, else None.
     macs : multiplications of the forward pass in convolutions, matrix products and attention.
-    saved_bytes : of the tensors that the stage keeps for the backward pass, every number of them in 16 bits. Weights and
-        what other stages keep already are not counted; what runs between two stages counts for the earlier.
+    saved_bytes : of the tensors that the stage keeps for the backward pass, every number of them in 16 bits. Weights
+        and what other stages keep already are not counted; what runs between two stages counts for the earlier.
     """
 
     name: str
@@ -98,7 +97,7 @@ def describe_network(
         rows.append(PartRow(
             name=part.name, block=part.block, shape=tuple(shape), stride=stride,
             spacing=tuple(step * size for step, size in zip(stride, spacing, strict=True)), channels=channels,
-            tokens=math.prod(shape) if _attends(part) else None, parameters=sum(fresh.values()),
+            tokens=math.prod(shape) if part.attends else None, parameters=sum(fresh.values()),
             macs=tally.flops.get(index, 0) // 2, saved_bytes=tally.saved.get(index, 0),
         ))  # fmt: skip
     return NetworkDescription(tuple(rows))
@@ -238,10 +237,6 @@ def _shape_taker(index: int, output_shapes: dict[int, tuple[int, ...]]) -> Calla
         output_shapes[index] = tuple(last.shape[1:])
 
     return take
-
-
-def _attends(part: Part) -> bool:
-    return any(word in part.block for word in WORDS_FOR_ATTENTION)
 
 
 def _storage(tensor: Tensor) -> int:

@@ -69,7 +69,7 @@ class SwinUNETR(Segmenter):
         """The transformer's stages (each ends with the merging of voxels), the skips, the decoder."""
         get = self.body.get_submodule
         swin = [
-            Part(f"swin {stage}", f"{count} windowed attention", get(f"swinViT.layers{stage}.0"))
+            Part(f"swin {stage}", f"{count} windowed attention", get(f"swinViT.layers{stage}.0"), attends=True)
             for stage, count in enumerate(self.depths, start=1)
         ]
         skips = [Part(f"skip {level}", "1 residual", get(f"encoder{level + 1}")) for level in range(4)]

@@ -12,12 +12,14 @@ from autoseg.errors import UserError
 class Part:
     """One stage of a network, for people: `name` ("encoder 2"), `block` ("2 residual + 2 attention, 4 heads").
 
-    The module's output, or the last tensor of it, is the stage's feature map.
+    The module's output, or the last tensor of it, is the stage's feature map; its voxels are tokens where the stage
+    `attends`.
     """
 
     name: str
     block: str
     module: nn.Module
+    attends: bool = False
 
 
 class Segmenter(nn.Module):

@@ -252,8 +252,10 @@ class UNet(Segmenter):
     def parts(self) -> list[Part]:
         """Stem, encoder stages, decoder levels."""
         stem = [] if self.encoder.stem is None else [Part("stem", "1 convolution", self.encoder.stem)]
-        down = [Part(f"encoder {stage}", text, module)
-                for stage, (text, module) in enumerate(zip(self._texts, self.encoder.stages, strict=True))]
+        down = [
+            Part(f"encoder {stage}", text, module, any(isinstance(one, AttentionBlock) for one in module.children()))
+            for stage, (text, module) in enumerate(zip(self._texts, self.encoder.stages, strict=True))
+        ]
         up = [Part(f"decoder {len(self.decoder) - 1 - index}", f"upsampling, {len(level.blocks)} convolutions", level)
               for index, level in enumerate(self._levels())]
         return [*stem, *down, *up]

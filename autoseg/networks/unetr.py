@@ -91,7 +91,7 @@ class UNETR(Segmenter):
             for level in reversed(range(self.depth))
         ]
         return [
-            Part("tokens", f"{len(self.vit.blocks)} transformer, {self.vit.heads} heads", self.vit),
+            Part("tokens", f"{len(self.vit.blocks)} transformer, {self.vit.heads} heads", self.vit, attends=True),
             Part("skip 0", "1 residual", self.encoder1),
             *skips,
             *decoder,

@@ -253,9 +253,9 @@ class UNETRPlusPlus(Segmenter):
         """The image's skip, the encoder, the decoder; heads belong to their decoder stage."""
         parts = [Part("encoder 0", f"{len(self.image_skip)} residual", self.image_skip)]
         for index, stage in enumerate(self.encoder, start=1):
-            parts.append(Part(f"encoder {index}", _description(stage), stage))
+            parts.append(Part(f"encoder {index}", _description(stage), stage, attends=True))
         for index, stage in zip(reversed(range(len(self.decoder))), self._decoder_stages(), strict=True):
-            parts.append(Part(f"decoder {index}", _description(stage.blocks), stage))
+            parts.append(Part(f"decoder {index}", _description(stage.blocks), stage, attends=index > 0))
         return parts
 
 

@@ -16,8 +16,8 @@ import torch
 
 from autoseg.data.store import load_case_arrays, open_store, sample_foreground, write_case
 from autoseg.errors import UserError
-from autoseg.records import write_record
 from autoseg.planning.optimizers import RECIPES
+from autoseg.records import write_record
 from autoseg.schema import (
     ChannelNormalization,
     IntensityStatistics,
