@@ -104,6 +104,7 @@ def main() -> None:
     parser.add_argument("--arms", nargs="+", help="of the secondary ones, by name")
     parser.add_argument("--datasets", nargs="+", default=list(TASKS))
     parser.add_argument("--budgets", nargs="+", default=["time", "steps"], choices=["time", "steps"])
+    parser.add_argument("--disturbed", action="store_true", help="other programs run on this core: no rate is reported")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--steps", type=int)
     parser.add_argument("--results", default="architectures.jsonl")
@@ -131,7 +132,7 @@ def main() -> None:
             reference = Run(run.dataset, REFERENCE, "steps", run.seed)
             seconds = next(line["training_seconds"] for line in lines if key_of(line) == reference.key)
         steps = arguments.steps or TASKS[run.dataset].steps
-        line = train(run, arguments.work, arguments.device, steps, seconds)
+        line = {**train(run, arguments.work, arguments.device, steps, seconds), "disturbed": arguments.disturbed}
         with path.open("a") as file:
             file.write(json.dumps(line) + "\n")
         print(run.key, f"Dice {100 * line['dice']:.2f}, {line['steps']} steps in {line['training_seconds']:.0f} s")
@@ -255,8 +256,14 @@ def print_table(lines: list[dict]) -> None:
                    " / ".join(f"{100 * line['dice']:.2f}" for line in members),
                    "–" if arm == REFERENCE.name else interval_text(pairs),
                    " / ".join(str(line["steps"]) for line in members),
-                   f"{np.mean([line['steps_per_second'] for line in members]):.2f}"]
+                   rate_text(members)]
         print(f"| {' | '.join(columns)} |")
+
+
+def rate_text(lines: list[dict]) -> str:
+    """Mean steps per second of the runs that had their core alone."""
+    rates = [line["steps_per_second"] for line in lines if not line["disturbed"]]
+    return f"{np.mean(rates):.2f}" if rates else "–"
 
 
 def interval_text(pairs: list[tuple[dict, dict]]) -> str:
