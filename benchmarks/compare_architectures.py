@@ -17,7 +17,7 @@ Declared before the first run:
 
 One JSON line per finished run goes to results/architectures.jsonl; a run that is there is not made again. So the study
 continues where it was stopped: `--work DIR [--only primary|secondary] [--datasets NAME]`. `--table` prints what is
-there. On a GPU: `--device cuda --results architectures_gpu.jsonl --steps 2000`.
+there. On a GPU: `--device cuda --results architectures_gpu.jsonl --steps 2000 --data DIR`.
 """
 
 import argparse
@@ -29,9 +29,13 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-from measuring import machine
+from measuring import machine, write_results
+
+if TYPE_CHECKING:
+    from autoseg.training.settings import TrainSettings
 
 RESULTS = Path(__file__).parent / "results"
 DATA = Path(__file__).resolve().parents[2] / "shared" / "data" / "seg"
@@ -100,6 +104,7 @@ def declared_runs(arms: Sequence[Arm], datasets: Sequence[str], budgets: Sequenc
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--work", type=Path)
+    parser.add_argument("--data", type=Path, default=DATA, help="the folder of the datasets")
     parser.add_argument("--only", choices=["primary", "secondary"], default="primary")
     parser.add_argument("--arms", nargs="+", help="of the secondary ones, by name")
     parser.add_argument("--datasets", nargs="+", default=list(TASKS))
@@ -109,6 +114,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int)
     parser.add_argument("--results", default="architectures.jsonl")
     parser.add_argument("--pilot", nargs="*", metavar="ARM:RATE", help="try learning rates on training cases only")
+    parser.add_argument("--memory", action="store_true", help="measure a training step's memory at the study's batch")
     parser.add_argument("--table", action="store_true")
     arguments = parser.parse_args()
     path = RESULTS / arguments.results
@@ -119,6 +125,9 @@ def main() -> None:
         parser.error("give --work DIR, or --table")
     if arguments.pilot:
         pilot(arguments)
+        return
+    if arguments.memory:
+        measure_memory(arguments)
         return
     arms = PRIMARY if arguments.only == "primary" else SECONDARY
     if arguments.arms:
@@ -132,7 +141,7 @@ def main() -> None:
             reference = Run(run.dataset, REFERENCE, "steps", run.seed)
             seconds = next(line["training_seconds"] for line in lines if key_of(line) == reference.key)
         steps = arguments.steps or TASKS[run.dataset].steps
-        line = {**train(run, arguments.work, arguments.device, steps, seconds), "disturbed": arguments.disturbed}
+        line = {**train(run, arguments, steps, seconds), "disturbed": arguments.disturbed}
         with path.open("a") as file:
             file.write(json.dumps(line) + "\n")
         print(run.key, f"Dice {100 * line['dice']:.2f}, {line['steps']} steps in {line['training_seconds']:.0f} s")
@@ -154,21 +163,31 @@ def split_cases(dataset: str, ids: Sequence[str]) -> tuple[tuple[str, ...], tupl
     return tuple(sorted(set(ids) - held_out)), tuple(sorted(held_out))
 
 
-def plan_network(dataset: str, architecture: str, work: Path) -> Path:
+def plan_network(dataset: str, architecture: str, work: Path, data: Path) -> Path:
     """The run folder of a dataset, with this network in its plan."""
     folder = work / dataset
     plan = folder / "plan.json"
     configuration = TASKS[dataset].configuration
     if plan.exists() and architecture in json.loads(plan.read_text())["configurations"][configuration]["networks"]:
         return folder
-    command = [str(BIN / "autoseg"), "plan", str(DATA / dataset), "--run", str(folder), "--architecture",
+    command = [str(BIN / "autoseg"), "plan", str(data / dataset), "--run", str(folder), "--architecture",
                architecture, "--configurations", configuration]
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
     return folder
 
 
-def train(run: Run, work: Path, device_name: str, steps: int, seconds: float | None, pilot_rate: float | None = None,
-          ) -> dict:
+def study_settings(run: Run, steps: int, seconds: float | None, rate: float | None) -> "TrainSettings":
+    """The quick preset with the budget: `steps`, or `seconds` where given."""
+    from autoseg.training.settings import load_preset, override
+
+    settings = override(replace(load_preset("quick"), max_minutes=None), steps_per_epoch=EPOCH_STEPS,
+                        epochs=max(1, steps // EPOCH_STEPS), optimizer=run.arm.optimizer, learning_rate=rate)
+    settings = replace(settings, validation_steps=0, checkpoint_minutes=1e6)
+    return settings if seconds is None else replace(settings, epochs=NO_LIMIT_EPOCHS, max_minutes=seconds / 60)
+
+
+def train(run: Run, arguments: argparse.Namespace, steps: int, seconds: float | None,
+          pilot_rate: float | None = None) -> dict:
     """Train, predict the validation cases, score; the line of the results."""
     import torch
 
@@ -184,9 +203,9 @@ def train(run: Run, work: Path, device_name: str, steps: int, seconds: float | N
     from autoseg.planning.planner import store_record
     from autoseg.training.optimization import resolve_optimizer
     from autoseg.training.session import Session, train_session
-    from autoseg.training.settings import load_preset, override
 
-    folder = plan_network(run.dataset, run.arm.architecture, work)
+    work = arguments.work
+    folder = plan_network(run.dataset, run.arm.architecture, work, arguments.data)
     plan, configuration = read_plan(folder), TASKS[run.dataset].configuration
     dataset = open_dataset(Path(plan.dataset))
     cases = {case.id: case for case in dataset.cases}
@@ -194,13 +213,9 @@ def train(run: Run, work: Path, device_name: str, steps: int, seconds: float | N
     if pilot_rate is not None:  # never look at the study's validation cases
         count = TASKS[run.dataset].validation_cases // 2
         training, validation = training[count:], training[:count]
-    settings = override(replace(load_preset("quick"), max_minutes=None), steps_per_epoch=EPOCH_STEPS,
-                        epochs=max(1, steps // EPOCH_STEPS), optimizer=run.arm.optimizer, learning_rate=pilot_rate)
-    settings = replace(settings, validation_steps=0, checkpoint_minutes=1e6)
-    if seconds is not None:
-        settings = replace(settings, epochs=NO_LIMIT_EPOCHS, max_minutes=seconds / 60)
+    settings = study_settings(run, steps, seconds, pilot_rate)
     planned = plan.configurations[configuration].networks[run.arm.architecture]
-    device = torch.device(device_name)
+    device = torch.device(arguments.device)
     model = work / "models" / "-".join(map(str, (*run.key, pilot_rate or "")))
     session = Session(
         plan=plan, configuration=configuration, architecture=run.arm.architecture, name=run.arm.name, fold="0",
@@ -236,9 +251,29 @@ def pilot(arguments: argparse.Namespace) -> None:
         arm = next(arm for arm in (*PRIMARY, *SECONDARY) if arm.name == name)
         for dataset in arguments.datasets:
             steps = arguments.steps or TASKS[dataset].steps
-            line = train(Run(dataset, arm, "steps", 101), arguments.work, arguments.device, steps, None, float(rate))
+            line = train(Run(dataset, arm, "steps", 101), arguments, steps, None, float(rate))
             print(f"pilot {dataset} {name} rate {rate}: Dice {100 * line['dice']:.2f}, "
                   f"{line['steps_per_second']:.2f} steps/s, {line['run_seconds']} s", flush=True)
+
+
+def measure_memory(arguments: argparse.Namespace) -> None:
+    """GiB of a training step at batch 2 in 16 bits, per dataset and architecture: results/architectures_memory.json."""
+    import torch
+
+    from autoseg.commands.plan import read_plan
+    from autoseg.training.memory_probe import measure_training_memory, precision_to_probe
+
+    device, found = torch.device(arguments.device), {}
+    for dataset, task in TASKS.items():
+        for architecture in dict.fromkeys(arm.architecture for arm in (*PRIMARY, *SECONDARY)):
+            plan = read_plan(plan_network(dataset, architecture, arguments.work, arguments.data))
+            planned = plan.configurations[task.configuration].networks[architecture]
+            network = planned.model_copy(update={"batch_size": 2})
+            gib = measure_training_memory(architecture, network, len(plan.channel_names), len(plan.labels), device,
+                                          precision_to_probe(device))
+            found[f"{dataset} {architecture}"] = round(gib, 3)
+            print(dataset, architecture, f"{gib:.2f} GiB", flush=True)
+    write_results("architectures_memory", {"batch": 2, "device": arguments.device, "gib": found})
 
 
 def print_table(lines: list[dict]) -> None:
