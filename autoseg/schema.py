@@ -1,6 +1,6 @@
 """Every file format we own, and the foreign `dataset.json`: frozen records, read and written by `autoseg.records`."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, JsonValue
 
@@ -110,8 +110,8 @@ class AttentionPlan(Record):
     blocks: tuple[int, ...]
     heads: tuple[int, ...]
     key_shapes: tuple[tuple[int, ...] | None, ...]
-    spacing: tuple[float, ...]
-    drop_path: float
+    spacing: tuple[Annotated[float, Field(gt=0)], ...]
+    drop_path: float = Field(ge=0, lt=1)
 
 
 class Topology(Record):
@@ -143,12 +143,12 @@ class OptimizerPlan(Record):
     """
 
     name: OptimizerName
-    learning_rate: float
-    momentum: float
-    second_momentum: float | None = None
-    weight_decay: float
-    gradient_clip: float
-    warmup_share: float = 0.0
+    learning_rate: float = Field(gt=0)
+    momentum: float = Field(ge=0, lt=1)
+    second_momentum: float | None = Field(default=None, ge=0, lt=1)
+    weight_decay: float = Field(ge=0)
+    gradient_clip: float = Field(gt=0)
+    warmup_share: float = Field(default=0.0, ge=0, lt=1)
 
 
 class NetworkPlan(Record):
@@ -159,13 +159,13 @@ class NetworkPlan(Record):
     """
 
     patch_shape: tuple[int, ...]
-    batch_size: int
+    batch_size: int = Field(ge=1)
     topology: Topology
     batch_dice: bool
     optimizer: OptimizerPlan
     memory_gib: float
     memory_measured_on: str | None = None
-    checkpointed_stages: int = 0
+    checkpointed_stages: int = Field(default=0, ge=0)
     reasons: tuple[str, ...]
 
 

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.backends.cuda import SDPAParams, can_use_efficient_attention, can_use_flash_attention
 from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
 
 FIRST_SCALE = 0.1
 """Of LayerScale: small enough to start near the residual skeleton, large enough for gradients (1e-6, as in UNETR++,
@@ -56,15 +57,22 @@ def has_fused_kernel(queries: Tensor, keys: Tensor, values: Tensor) -> bool:
 
 
 def attend_by_formula(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-    """As `attend`, a slice of the queries at a time, so that at most `SCORES_AT_ONCE` scores exist."""
-    batch, heads, _, channels = queries.shape
+    """As `attend`, a slice of the queries at a time, so that at most `SCORES_AT_ONCE` scores exist.
+
+    With gradients the scores of a slice are computed again in the backward pass.
+    """
+    batch, heads = queries.shape[:2]
     rows = max(1, SCORES_AT_ONCE // (batch * heads * keys.shape[2]))
-    parts = []
-    for some in torch.split(queries, rows, dim=2):
-        scores = some @ keys.transpose(2, 3) / math.sqrt(channels)
-        wide = torch.promote_types(scores.dtype, torch.float32)
-        parts.append(scores.softmax(dim=3, dtype=wide).to(values.dtype) @ values)
-    return torch.cat(parts, dim=2)
+    slices = torch.split(queries, rows, dim=2)
+    if not torch.is_grad_enabled():
+        return torch.cat([_attend_slice(some, keys, values) for some in slices], dim=2)
+    return torch.cat([checkpoint(_attend_slice, some, keys, values, use_reentrant=False) for some in slices], dim=2)
+
+
+def _attend_slice(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+    scores = queries @ keys.transpose(2, 3) / math.sqrt(queries.shape[3])
+    wide = torch.promote_types(scores.dtype, torch.float32)
+    return scores.softmax(dim=3, dtype=wide).to(values.dtype) @ values
 
 
 @functools.cache
@@ -89,17 +97,18 @@ def rotation(
     pairs = channels // (2 * len(shape))
     # The cache outlives the mode in which it was filled.
     with torch.inference_mode(False):
-        waves = LONGEST_WAVE ** (-torch.arange(pairs, dtype=torch.float32) / max(1, pairs))
+        waves = LONGEST_WAVE ** (-torch.arange(pairs, dtype=torch.float32, device=device) / max(1, pairs))
         axes = [
-            torch.arange(size, dtype=torch.float32) * step for size, step in zip(shape, coordinates_of, strict=True)
+            torch.arange(size, dtype=torch.float32, device=device) * step
+            for size, step in zip(shape, coordinates_of, strict=True)
         ]
-        turned = _angles(axes, waves).to(device)
+        turned = _angles(axes, waves)
         if key_shape is None:
             return turned, turned
         averaged = [
             functional.adaptive_avg_pool1d(axis[None], size)[0] for axis, size in zip(axes, key_shape, strict=True)
         ]
-        return turned, _angles(averaged, waves).to(device)
+        return turned, _angles(averaged, waves)
 
 
 def _angles(axes: Sequence[Tensor], waves: Tensor) -> Tensor:

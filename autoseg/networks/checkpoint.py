@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from autoseg.errors import UserError, all_of
 from autoseg.networks.builder import make_network
 from autoseg.networks.segmenter import Segmenter
+from autoseg.networks.soundness import refuse_unsound
 from autoseg.records import read_record, replacing, write_record
 from autoseg.schema import CheckpointInfo, ResumeRecord
 
@@ -80,6 +81,8 @@ def read_model(folder: Path) -> tuple[Segmenter, CheckpointInfo]:
             f"({info.weights_sha256[:12]}…).\n"
             "Copy both files of the model again, or train it anew with --overwrite."
         )
+    remedy = "Copy the model folder again as it was written."
+    refuse_unsound(info.architecture, info.network, f"{folder / MODEL_NAME}: the", remedy)
     # No memory and no random draws for weights that are replaced at once.
     with torch.device("meta"):
         network = make_network(info.architecture, info.network, len(info.channel_names), len(info.labels))

@@ -21,8 +21,10 @@ STEPS = 2
 """The first creates the optimizer's buffers, the second has them beside everything else."""
 BYTES_PER_WEIGHT = {"sgd": 12, "adamw": 16}
 """Weight, gradient and the optimizer's one or two buffers, all float32."""
-ALLOCATION_FAILURES = ("can't allocate memory", "not enough memory")
-"""What torch's CPU allocator says; it raises RuntimeError."""
+ALLOCATION_FAILURES = (
+    "can't allocate memory", "not enough memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED",
+)  # fmt: skip
+"""What torch's CPU allocator and CUDA's libraries say; they raise RuntimeError."""
 
 
 def measure_training_memory(

@@ -67,7 +67,8 @@ class Session:
     def plan_hash(self) -> str:
         """Changes when anything of the plan that shapes this training does, but for the optimizer."""
         network = self.plan.configurations[self.configuration].networks[self.architecture]
-        return content_hash([network.model_dump(mode="json", exclude={"reasons", "optimizer", "memory_measured_on"}),
+        about_memory = {"memory_gib", "memory_measured_on", "checkpointed_stages"}  # the same gradients
+        return content_hash([network.model_dump(mode="json", exclude={"reasons", "optimizer", *about_memory}),
                              self.store.record.model_dump(mode="json")])
 
 
@@ -155,6 +156,9 @@ def _matching_facts(session: Session) -> ResumeFacts:
     asked = _facts(session)
     compared = {"plan_hash": "the plan", "cases": "the fold's cases", "seed": "--seed", "batch_size": "the batch size",
                 "optimizer": "the optimizer"}
+    if absent := [name for name in compared if name not in facts]:
+        raise UserError(f"--resume: {session.folder} was begun by another version of autoseg ({', '.join(absent)} "
+                        "not recorded).\nContinue with that version, or start anew with --overwrite.")
     changed = [name for name in compared if facts[name] != asked[name]]
     if changed:
         what = ", ".join(compared[name] for name in changed)

@@ -188,8 +188,9 @@ def _fits(value: object, kind: object) -> bool:
 
 def _checked(settings: TrainSettings, source: str) -> TrainSettings:
     minimum = {"epochs": 1, "steps_per_epoch": 1, "validation_steps": 0, "max_batch_size": 1, "rate_power": 0}
-    problems = [f"{name} is {value}; at least {least} was expected" for name, least in minimum.items()
-                if (value := getattr(settings, name)) is not None and not least <= value < math.inf]
+    given = {name: value for name in minimum if (value := getattr(settings, name)) is not None}
+    problems = [f"{name} is {value}; a finite number, at least {minimum[name]}, was expected"
+                for name, value in given.items() if not minimum[name] <= value < math.inf]
     if settings.max_minutes is not None and not 0 < settings.max_minutes < math.inf:
         problems.append(f"max_minutes is {settings.max_minutes}; a number above 0 was expected")
     if not 0 <= settings.foreground_fraction <= 1:

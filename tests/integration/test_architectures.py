@@ -65,17 +65,17 @@ def test_an_architecture_trains_predicts_and_reads_back(run: Path, tmp_path: Pat
     assert len(list((tmp_path / "masks").glob("*.png"))) == 5
 
 
-def test_weights_of_another_topology_are_refused(run: Path, tmp_path: Path) -> None:
+def test_weights_of_another_topology_are_refused(run: Path) -> None:
     """A hybrid whose record says another number of attention blocks than its weights have."""
     assert train(run=run, architecture="hybrid", name="edited", preset="quick", epochs=1, steps_per_epoch=1,
                  device="cpu") == 0
     folder = run / "models" / "edited" / "2d" / "fold_0"
     record = json.loads((folder / "model.json").read_text())
-    record["network"]["topology"]["attention"]["blocks"] = [0] * len(record["network"]["topology"]["strides"])
+    blocks = record["network"]["topology"]["attention"]["blocks"]
+    record["network"]["topology"]["attention"]["blocks"] = [max(0, count - 1) for count in blocks]
     (folder / "model.json").write_text(json.dumps(record))
     with pytest.raises(UserError, match="does not hold the weights of this network"):
         read_model(folder)
-    del tmp_path
 
 
 def test_a_patch_that_the_strides_do_not_divide_is_refused(run: Path) -> None:

@@ -136,6 +136,19 @@ def test_the_formula_and_the_fused_kernel_agree(rows: int, monkeypatch: pytest.M
     assert torch.allclose(attend(queries, keys, values), attend_by_formula(queries, keys, values), atol=1e-6)
 
 
+def test_by_the_formula_the_backward_pass_keeps_no_scores(monkeypatch: pytest.MonkeyPatch) -> None:
+    queries, keys, values = (seeded((1, 2, 64, 8), seed).requires_grad_() for seed in range(3))
+    monkeypatch.setattr(module, "SCORES_AT_ONCE", 2 * 64 * 8)
+    kept: list[int] = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda x: kept.append(x.numel()) or x, lambda x: x):
+        mixed = attend_by_formula(queries, keys, values)
+    assert max(kept, default=0) < 64 * 64
+    gradients = torch.autograd.grad(mixed.square().sum(), (queries, keys, values))
+    expected = torch.autograd.grad(attend(queries, keys, values).square().sum(), (queries, keys, values))
+    for one, other in zip(gradients, expected, strict=True):
+        assert torch.allclose(one, other, atol=1e-9)
+
+
 def test_without_a_fused_kernel_one_line_says_so_and_the_result_is_the_same(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

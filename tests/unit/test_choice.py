@@ -19,7 +19,7 @@ from autoseg.planning.receptive_field import EFFECTIVE_SIGMAS, effective_field, 
 from autoseg.planning.summary import describe_plan
 from autoseg.schema import Fingerprint, NetworkPlan, Plan, Topology
 
-GOOD = Evidence(mean=0.2, low=-0.1, high=0.5, where="docs/architectures.md")
+GOOD = Evidence(mean=0.2, low=-0.1, high=0.5, on="phantoms", where="docs/architectures.md")
 LARGE = make_fingerprint((200, 256, 256), count=60)
 
 
@@ -53,7 +53,7 @@ def test_hybrid_is_chosen_where_everything_asks_for_it() -> None:
 
 @given(st.floats(-5, 5), st.floats(0, 3), st.floats(0, 3))
 def test_the_lower_end_of_the_interval_decides(mean: float, below: float, above: float) -> None:
-    evidence = Evidence(mean=mean, low=mean - below, high=mean + above, where="somewhere")
+    evidence = Evidence(mean=mean, low=mean - below, high=mean + above, on="phantoms", where="somewhere")
     chosen, words = verdict(LARGE, evidence, PAIR)
     assert (chosen == "hybrid") == (evidence.low >= LARGEST_LOSS)
     assert f"{evidence.low:+.2f}" in words and f"{evidence.high:+.2f}" in words

@@ -4,16 +4,18 @@ import pytest
 import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
+from pydantic import ValidationError
 from torch import nn
 
+from autoseg.errors import UserError
 from autoseg.networks.attention import AttentionBlock
-from autoseg.networks.builder import build_network
+from autoseg.networks.builder import build_network, make_network
 from autoseg.networks.segmenter import Segmenter
 from autoseg.networks.unet import Stage, UNet
 from autoseg.planning.architectures import build_topology
 from autoseg.planning.optimizers import RECIPES
 from autoseg.planning.topology import Pooling, pool
-from autoseg.schema import NetworkPlan
+from autoseg.schema import NetworkPlan, OptimizerPlan
 
 
 def narrow(pooling: Pooling, architecture: str = "hybrid", widths: int = 16) -> NetworkPlan:
@@ -109,7 +111,47 @@ def test_without_attention_a_hybrid_is_a_resenc() -> None:
     hybrid = narrow(pooling)
     bare = hybrid.model_copy(update={"topology": hybrid.topology.model_copy(update={"attention": None})})
     x = torch.randn(1, 1, 32, 32, 32)
-    assert torch.equal(seeded(bare)(x), seeded(narrow(pooling, "resenc"), "resenc")(x))
+    torch.manual_seed(0)
+    network = make_network("hybrid", bare, 1, 3)
+    network.initialize()
+    assert torch.equal(network(x), seeded(narrow(pooling, "resenc"), "resenc")(x))
+
+
+@pytest.mark.parametrize(("change", "words"), [
+    ({"heads": (1, 1, 3, 4)}, "divisor of its 16 features"), ({"heads": (1, 1, 0, 4)}, "divisor"),
+    ({"blocks": (0, 0, 2)}, "blocks has 3 entries"), ({"blocks": (0, 0, 9, 2)}, "0 to 3 was expected"),
+    ({"blocks": (0, 0, -1, 2)}, "0 to 3 was expected"), ({"blocks": (0, 0, 0, 0)}, "are all 0"),
+    ({"spacing": (1.0, 1.0)}, "spacing has 2 entries"), ({"key_shapes": (None, None)}, "key_shapes has 2 entries"),
+    ({"key_shapes": (None, None, (7, 7), None)}, "3 numbers above 0"),
+    ({"key_shapes": (None, None, (7, 7, 0), None)}, "3 numbers above 0"),
+])  # fmt: skip
+def test_an_edited_attention_is_refused_in_one_message(change: dict[str, object], words: str) -> None:
+    plan = narrow(pool((1.0, 1.0, 1.0), (32, 32, 32)))
+    assert plan.topology.attention is not None and len(plan.topology.features) == 4
+    topology = plan.topology.model_copy(update={"attention": plan.topology.attention.model_copy(update=change)})
+    with pytest.raises(UserError, match=words):
+        seeded(plan.model_copy(update={"topology": topology}))
+
+
+def test_what_an_architecture_lacks_is_refused() -> None:
+    pooling = pool((1.0, 1.0, 1.0), (32, 32, 32))
+    hybrid, resenc = narrow(pooling), narrow(pooling, "resenc")
+    with pytest.raises(UserError, match="`resenc` network has it"):
+        seeded(hybrid, "resenc")
+    with pytest.raises(UserError, match="`hybrid` network lacks it"):
+        seeded(resenc, "hybrid")
+    with pytest.raises(UserError, match="only plain, resenc, hybrid can compute stages twice"):
+        seeded(resenc.model_copy(update={"checkpointed_stages": 1}), "unetr-pp")
+    with pytest.raises(UserError, match="less than the number of stages"):
+        seeded(resenc.model_copy(update={"checkpointed_stages": 4}), "resenc")
+
+
+@pytest.mark.parametrize(("field", "value"), [
+    ("learning_rate", -1.0), ("momentum", 1.5), ("warmup_share", 1.0), ("gradient_clip", 0.0), ("weight_decay", -1.0),
+])  # fmt: skip
+def test_numbers_of_an_optimizer_are_bounded(field: str, value: float) -> None:
+    with pytest.raises(ValidationError, match=field):
+        OptimizerPlan.model_validate({**RECIPES["adamw"].model_dump(), field: value})
 
 
 def test_attention_ends_the_eligible_stages() -> None:

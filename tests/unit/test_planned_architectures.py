@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_planner import make_fingerprint, plan
 
-from autoseg.networks.builder import topology_problems
+from autoseg.networks.soundness import topology_problems
 from autoseg.planning.architectures import STEM_TOKENS, build_topology, pool_patch
 from autoseg.planning.attention import (
     FEWEST_TOKENS,
