@@ -283,15 +283,17 @@ def print_table(lines: list[dict]) -> None:
     groups: dict[tuple[str, str, str], list[dict]] = {}
     for line in lines:
         groups.setdefault((line["dataset"], line["budget"], line["arm"]), []).append(line)
-    print("| dataset | column | network | seeds | Dice | difference from resenc+adamw [95 %] | steps | steps/s |")
+    path = RESULTS / "architectures_memory.json"
+    memory = json.loads(path.read_text())["gib"] if path.exists() else {}
+    print("| dataset | column | network | Dice, seed 1 / 2 | difference from resenc+adamw [95 %] | steps | steps/s | GiB |")
     print("|---|---|---|---|---|---|---|---|")
     for (dataset, budget, arm), members in sorted(groups.items()):
         pairs = [(line, reference[dataset, line["seed"]]) for line in members if (dataset, line["seed"]) in reference]
-        columns = [dataset, f"same {budget}", arm, ", ".join(str(line["seed"]) for line in members),
-                   " / ".join(f"{100 * line['dice']:.2f}" for line in members),
+        gib = memory.get(f"{dataset} {members[0]['arm'].rpartition('+')[0]}")
+        columns = [dataset, f"same {budget}", arm, " / ".join(f"{100 * line['dice']:.2f}" for line in members),
                    "–" if arm == REFERENCE.name else interval_text(pairs),
                    " / ".join(str(line["steps"]) for line in members),
-                   rate_text(members)]
+                   rate_text(members), "–" if gib is None else f"{gib:.2f}"]
         print(f"| {' | '.join(columns)} |")
 
 
