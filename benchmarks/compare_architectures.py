@@ -285,7 +285,9 @@ def print_table(lines: list[dict]) -> None:
         groups.setdefault((line["dataset"], line["budget"], line["arm"]), []).append(line)
     path = RESULTS / "architectures_memory.json"
     memory = json.loads(path.read_text())["gib"] if path.exists() else {}
-    print("| dataset | column | network | Dice, seed 1 / 2 | difference from resenc+adamw [95 %] | steps | steps/s | GiB |")
+    headings = ("dataset", "column", "network", "Dice, seed 1 / 2", "difference from resenc+adamw [95 %]", "steps",
+                "steps/s", "GiB")
+    print(f"| {' | '.join(headings)} |")
     print("|---|---|---|---|---|---|---|---|")
     for (dataset, budget, arm), members in sorted(groups.items()):
         pairs = [(line, reference[dataset, line["seed"]]) for line in members if (dataset, line["seed"]) in reference]

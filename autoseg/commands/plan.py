@@ -27,7 +27,7 @@ from autoseg.data.preprocessing import preprocess_dataset
 from autoseg.data.splits import make_splits, read_splits, write_splits
 from autoseg.data.store import store_folder
 from autoseg.errors import UserError
-from autoseg.planning.fingerprint import measure
+from autoseg.planning.fingerprint import measure, same_facts
 from autoseg.planning.planner import ArchitectureChoice, PlanSettings, add_architecture, decide_plan, store_record
 from autoseg.planning.summary import describe_plan
 from autoseg.progress import readable_seconds
@@ -153,7 +153,7 @@ def _decide(run: Path, fingerprint: Fingerprint, settings: PlanSettings) -> Plan
     old_facts = run / "fingerprint.json"
     if not (run / "plan.json").exists() or not old_facts.exists():
         return decide_plan(fingerprint, settings)
-    if read_record(Fingerprint, old_facts) != fingerprint:
+    if not same_facts(read_record(Fingerprint, old_facts), fingerprint):
         logger.info("the dataset has changed since it was planned: everything is decided anew")
         return decide_plan(fingerprint, settings)
     return add_architecture(read_plan(run), fingerprint, settings)

@@ -79,7 +79,7 @@ def choose_architecture(
     obstacles = [
         obstacle
         for obstacle in (
-            _reach_obstacle(candidates.resenc, attending, spacing),
+            _reach_obstacle(candidates.hybrid, attending, spacing),
             _data_obstacle(len(fingerprint.cases)),
             _patch_obstacle(candidates),
             _evidence_obstacle(measured.get(len(spacing)), len(spacing)),
@@ -87,7 +87,7 @@ def choose_architecture(
         if obstacle
     ]
     facts = (
-        _field_fact(candidates.resenc, attending, spacing),
+        _field_fact(candidates.hybrid, attending, spacing),
         _extent_fact(fingerprint, axes),
         _token_fact(candidates, attending),
     )
@@ -101,14 +101,15 @@ def choose_architecture(
 
 
 # ---------------------------------------------------------------- what speaks against attention
-def _reach_obstacle(resenc: NetworkPlan, attending: Sequence[int], spacing: Numbers) -> str | None:
+def _reach_obstacle(hybrid: NetworkPlan, attending: Sequence[int], spacing: Numbers) -> str | None:
     if not attending:
         return "no stage has the stride, the spacing and the tokens for attention"
-    field, stage = effective_field(resenc.topology, attending[0]), attending[0]
-    if any(size > HYBRID_REACH * seen for size, seen in zip(resenc.patch_shape, field, strict=True)):
+    # The hybrid's own skeleton: shorter patches can have more stages than resenc's.
+    field, stage = effective_field(hybrid.topology, attending[0]), attending[0]
+    if any(size > HYBRID_REACH * seen for size, seen in zip(hybrid.patch_shape, field, strict=True)):
         return None
     return (f"convolutions see {_mm(field, spacing)} mm effectively at stage {stage}, the whole patch of "
-            f"{_mm(resenc.patch_shape, spacing)} mm")
+            f"{_mm(hybrid.patch_shape, spacing)} mm")
 
 
 def _data_obstacle(cases: int) -> str | None:
@@ -133,16 +134,16 @@ def _evidence_obstacle(evidence: Evidence | None, dimensions: int) -> str | None
 
 
 # ---------------------------------------------------------------- facts
-def _field_fact(resenc: NetworkPlan, attending: Sequence[int], spacing: Numbers) -> str:
-    topology, deepest = resenc.topology, len(resenc.topology.strides) - 1
+def _field_fact(hybrid: NetworkPlan, attending: Sequence[int], spacing: Numbers) -> str:
+    topology, deepest = hybrid.topology, len(hybrid.topology.strides) - 1
     stages = sorted({*attending[:1], deepest})
     seen = "; ".join(
         f"{_mm(effective_field(topology, stage), spacing)} mm effectively, "
         f"{_mm(theoretical_field(topology, stage), spacing)} mm at most, at stage {stage}"
         for stage in stages
     )
-    return (f"Convolutional receptive field of resenc's encoder: {seen} (the coarsest is {deepest}); the patch is "
-            f"{_mm(resenc.patch_shape, spacing)} mm.")
+    return (f"Receptive field of the hybrid's encoder if all its blocks were convolutions: {seen} (the coarsest is "
+            f"{deepest}); its patch is {_mm(hybrid.patch_shape, spacing)} mm.")
 
 
 def _extent_fact(fingerprint: Fingerprint, axes: Sequence[int]) -> str:
@@ -177,7 +178,8 @@ def _attending_stages(hybrid: NetworkPlan, spacing: Numbers) -> list[int]:
 
 def _measurement(evidence: Evidence, dimensions: int) -> str:
     return (f"hybrid - resenc was measured in {dimensions}-D on {evidence.on} as {evidence.mean:+.2f} Dice points "
-            f"(95%: {evidence.low:+.2f} to {evidence.high:+.2f}; at least {LARGEST_LOSS:g} is asked for; {evidence.where})")
+            f"(95%: {evidence.low:+.2f} to {evidence.high:+.2f}; at least {LARGEST_LOSS:g} is asked for; "
+            f"{evidence.where})")
 
 
 def _mm(voxels: Numbers, spacing: Numbers) -> str:

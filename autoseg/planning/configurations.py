@@ -11,7 +11,6 @@ import numpy as np
 from autoseg.planning.architectures import pool_patch
 from autoseg.planning.explanation import explain_network
 from autoseg.planning.fitting import fit_patch
-from autoseg.planning.memory import weights_gib
 from autoseg.planning.optimizers import OPTIMIZERS
 from autoseg.planning.patch import (
     Budget,
@@ -67,7 +66,7 @@ def draft_configurations(target: Target, case_count: int, budget: Budget, with_3
 
     Raises
     ------
-    UserError : the memory is too small for a configuration that the images would allow.
+    TooLittleMemory : the memory is too small for a configuration that the images would allow.
     """
     flat = _draft_2d(target, case_count, budget)
     deep = _draft_3d(target, case_count, budget) if with_3d else Drafts({}, {})
@@ -84,7 +83,7 @@ def plan_network(
     """Patch, batch and network for a grid: (spacing in mm, median shape in voxels), plan order.
 
     `dataset_voxels`: voxels of all cases at that spacing. `reasons` follow those of patch, network and batch.
-    Raises UserError when the memory is too small for any patch.
+    Raises TooLittleMemory when it is too small for any patch.
     """
     spacing, median_shape = grid
     patch = fit_patch(spacing, median_shape, budget)
@@ -100,9 +99,7 @@ def _network(
     reasons: tuple[str, ...],
 ) -> NetworkPlan:
     batch = choose_batch(patch, dataset_voxels, budget)
-    memory_gib = budget.reference.estimated_gib(
-        patch.demand.values, batch.size, len(patch.shape), weights_gib(budget.architecture, patch.demand.weights)
-    )
+    memory_gib = budget.estimated_gib(len(patch.shape), patch.demand, batch.size)
     return NetworkPlan(
         patch_shape=patch.shape,
         batch_size=batch.size,
@@ -140,7 +137,7 @@ def _draft_3d(target: Target, case_count: int, budget: Budget) -> Drafts:
     kept = lowres is not None and reduction >= SMALLEST_REDUCTION
     fullres = _network(
         patch, (spacing, median_shape), float(np.prod(median_shape) * case_count), budget, kept,
-        (_fullres_dice_reason(kept, share),),
+        (fullres_dice_reason(kept, share),),
     )
     possible: dict[ConfigurationName, Draft] = {"3d_fullres": Draft(spacing, median_shape, fullres)}
     if lowres is None or not kept:
@@ -206,7 +203,8 @@ def _not_halved(spacing: Numbers, median_shape: Numbers) -> str:
             "be halved even once: a network needs 12 voxels along the finest axis, or 8 along two of like spacing.")
 
 
-def _fullres_dice_reason(has_lowres: bool, share: float) -> str:
+def fullres_dice_reason(has_lowres: bool, share: float) -> str:
+    """Why a 3d_fullres whose patch covers `share` of the median case's voxels has batch dice, or has not."""
     if has_lowres:
         return (f"Batch dice: a patch covers only {share:.1%} of the median case and may lack some label, so "
                 "the Dice loss pools the batch.")

@@ -62,7 +62,8 @@ def _checkpointing_reasons(patch: FittedPatch, budget: Budget) -> tuple[str, ...
 
 def _batch_reason(batch: BatchChoice, budget: Budget) -> str:
     share = budget.reference.share_of_dataset
-    limit = f"{batch.by_memory} samples fit into {budget.memory_gib:g} GiB"
+    measured = "" if budget.allowance == 1 else f" times {budget.allowance:.2g}, as measured"
+    limit = f"{batch.by_memory} samples fit into {budget.memory_gib:g} GiB by the rule's count{measured}"
     if batch.by_dataset < batch.by_memory:
         limit += f", but a batch may cover at most {share:.0%} of the dataset's voxels: {batch.by_dataset}"
     if batch.nnunet > min(batch.by_memory, batch.by_dataset):

@@ -72,6 +72,21 @@ def measure_case(case: Case, dataset: Dataset) -> CaseFacts | CaseProblems:
     return loaded if isinstance(loaded, CaseProblems) else _facts(loaded, dataset)
 
 
+def same_facts(old: Fingerprint, new: Fingerprint) -> bool:
+    """Whether a plan made from `old` stands: everything that both measured is equal.
+
+    Fingerprints of earlier versions lack `class_extents`, which no decision but the choice of the architecture reads:
+    where an old case has none, they are not compared.
+    """
+    if len(old.cases) != len(new.cases):
+        return False
+    cases = tuple(
+        now if before.class_extents else now.model_copy(update={"class_extents": {}})
+        for before, now in zip(old.cases, new.cases, strict=True)
+    )
+    return old == new.model_copy(update={"cases": cases})
+
+
 def _facts(loaded: LoadedCase, dataset: Dataset) -> CaseFacts:
     image, grid = loaded.image.voxels, loaded.image.grid
     (z0, z1), (y0, y1), (x0, x1) = nonzero_box(image)

@@ -15,12 +15,16 @@ SEARCH_STEP = 1.01
 """The memory named in the error may be 1% more than needed."""
 
 
+class TooLittleMemory(UserError):
+    """Not even the smallest network of the architecture trains in the memory."""
+
+
 def fit_patch(spacing: Numbers, median_shape: Numbers, budget: Budget) -> FittedPatch:
     """As `search_patch`, but a patch that a network can be built for.
 
     Raises
     ------
-    UserError : the memory is too small for the smallest network; says what would do.
+    TooLittleMemory : the memory is too small for the smallest network; says what would do.
     """
     patch = search_patch(spacing, median_shape, budget)
     if patch.buildable:
@@ -28,15 +32,16 @@ def fit_patch(spacing: Numbers, median_shape: Numbers, budget: Budget) -> Fitted
     dimensions = len(spacing)
     enough = smallest_memory(spacing, median_shape, budget)
     others = fitting_architectures(spacing, median_shape, budget)
+    where = f"in {dimensions}-D"
     hints = [
         f"The smallest memory that it would train in is {enough:g} GiB." if enough else "No memory would do.",
-        f"In {budget.memory_gib:g} GiB these would train: {', '.join(others)} (--architecture)."
+        f"In {budget.memory_gib:g} GiB these would train {where}: {', '.join(others)} (--architecture)."
         if others
-        else f"No architecture trains in {budget.memory_gib:g} GiB.",
+        else f"No architecture trains {where} in {budget.memory_gib:g} GiB.",
     ]
     if dimensions == 3:
         hints.append("Configurations in 2-D need less: --configurations 2d.")
-    raise UserError(
+    raise TooLittleMemory(
         f"--memory-gib {budget.memory_gib:g}: not even the smallest {dimensions}-D patch fits into this memory with "
         f"the architecture {budget.architecture!r}.\n{' '.join(hints)}"
     )

@@ -1,4 +1,4 @@
-"""Plans refined by measured memory: the largest patch and batch that a device was seen to train.
+"""Plans refined by measured memory: the largest patch and batch up to the rule's that a device was seen to train.
 
 The measurement itself comes in as a function; nothing here knows a device.
 """
@@ -8,7 +8,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from autoseg.errors import UserError
-from autoseg.planning.configurations import plan_network
+from autoseg.geometry import Shape
+from autoseg.planning.configurations import fullres_dice_reason, plan_network
+from autoseg.planning.fitting import TooLittleMemory
 from autoseg.planning.patch import Budget, readable_shape
 from autoseg.planning.planner import PlanSettings, Request, find_budget
 from autoseg.planning.spacing import find_target
@@ -17,14 +19,17 @@ from autoseg.schema import ArchitectureName, ConfigurationName, Fingerprint, Net
 Measure = Callable[[ArchitectureName, NetworkPlan], float]
 """GiB of one training step of a planned network; infinite where it does not fit the device."""
 
-LEAST_ALLOWANCE, MOST_ALLOWANCE = 1 / 8, 4.0
-"""The rule's count of feature-map values is scaled by a factor between these: a device that needs eight times more
-memory than the rule says, or four times less, is not met; precision alone makes a factor of two."""
+LEAST_ALLOWANCE, MOST_ALLOWANCE = 1 / 8, 1.0
+"""The rule's count of feature-map values is scaled by a factor between these. A device that needs eight times more
+memory than the rule says is not met. Nothing is enlarged beyond the rule (decision 004): its numbers are a budget of
+computation, too, and a plan should not depend on the machine unless it has to."""
 MOST_MEASUREMENTS = 6
-"""Per configuration. Each trains two steps, seconds on a GPU; five halvings narrow a factor of 32 to 11%."""
+"""Per configuration. Each trains two steps, seconds on a GPU; five halvings narrow a factor of 8 to 7%."""
 ENOUGH, AIM = 0.9, 0.95
-"""Of the memory: a plan that takes the first share is not enlarged; where only one side is known, the next trial is
-the one that would take the second if memory were proportional to values."""
+"""Of the memory: a plan that takes the first share is not enlarged again; where only one side is known, the next trial
+is the one that would take the second if memory were proportional to values."""
+LOWRES_DECISION = ("Whether there is a 3d_lowres, at which spacing, and with it batch dice, was decided by the rule's "
+                   "patch, before memory was measured.")
 FINEST_STEP = 1.02
 """Allowances closer than this are not told apart: the smallest change of a patch changes its values by more."""
 
@@ -40,8 +45,8 @@ def refine_plan(  # noqa: PLR0913 (a plan, what it was made from, and how to mea
     """The plan with the default networks of `configurations` fitted to measured memory.
 
     With `nnunet_parity` patch and batch stay, and the number alone is stored. Otherwise the allowance of
-    feature-map values is narrowed down, at most `MOST_MEASUREMENTS` times, to the largest plan whose measured memory
-    is within the memory planned for. Other networks and configurations stay as they are.
+    feature-map values is narrowed down, at most `MOST_MEASUREMENTS` times, to the largest plan, the rule's at most,
+    whose measured memory is within the memory planned for. Other networks and configurations stay as they are.
 
     Raises
     ------
@@ -92,7 +97,7 @@ class _Scaled:
         self.own_reasons = tuple(reason for reason in self.by_rule.reasons if reason not in about_memory)
 
     def network(self, allowance: float) -> NetworkPlan:
-        """The network for so many times the values that the rule allows; UserError where none is small enough."""
+        """The network for so many times the values that the rule allows; TooLittleMemory if none is small enough."""
         budget = replace(self.budget, allowance=allowance)
         return plan_network(self._grid, self._dataset_voxels, budget, self.by_rule.batch_dice, ())
 
@@ -100,8 +105,17 @@ class _Scaled:
         """As `network`, None where no network is small enough."""
         try:
             return self.network(allowance)
-        except UserError:
+        except TooLittleMemory:
             return None
+
+    def other_reasons(self, patch_shape: Shape) -> tuple[str, ...]:
+        """Reasons that are not about memory, for a patch that may be smaller than the rule's."""
+        if patch_shape == self.by_rule.patch_shape or self.name == "2d":
+            return self.own_reasons
+        if self.name == "3d_lowres":
+            return (*self.own_reasons, LOWRES_DECISION)
+        share = math.prod(patch_shape) / math.prod(self._grid[1])
+        return fullres_dice_reason(self.by_rule.batch_dice, share), LOWRES_DECISION
 
 
 def _stored(scaled: _Scaled, measure: Measure) -> Measured:
@@ -202,8 +216,10 @@ def _finished(measured: Measured, scaled: _Scaled, device_name: str) -> NetworkP
               f"for this network is {network.memory_gib:.2f} GiB.")
     if _shape(network) != _shape(by_rule):
         reason += (f" The rule alone gave patch {readable_shape(by_rule.patch_shape)} and batch {by_rule.batch_size}; "
-                   f"the largest that was measured to fit {scaled.budget.memory_gib:g} GiB was taken.")
-    reasons = by_rule.reasons if network is by_rule else (*network.reasons, *scaled.own_reasons)
+                   f"the largest up to it that was measured to fit {scaled.budget.memory_gib:g} GiB was taken.")
+    reasons = by_rule.reasons
+    if network is not by_rule:
+        reasons = (*network.reasons, *scaled.other_reasons(network.patch_shape))
     return network.model_copy(update={
         "memory_gib": round(measured.gib, 3), "memory_measured_on": device_name, "reasons": (*reasons, reason),
     })

@@ -7,7 +7,8 @@ count, so another memory is another count. The numbers are those of nnunetv2's p
 measurement on your device. `hybrid` is a `resenc` with other blocks and keeps its rule.
 
 The published hybrids' values are counted by `published_memory`, in the same unit. nnU-Net's count ignores weights,
-which all its networks have alike; these have from 5 to 120 million, so theirs are set against the reference's.
+which all its networks have alike; these have from 5 to 120 million, so theirs are set against the reference's. Ours
+are counted, too, where the memory is smaller than the reference's: in 0.3 GiB weights decide, not feature maps.
 """
 
 import math
@@ -17,6 +18,7 @@ from dataclasses import dataclass
 from autoseg.errors import UserError
 from autoseg.planning.optimizers import OPTIMIZERS
 from autoseg.planning.published_memory import COUNTS
+from autoseg.planning.weights import count_unet_weights
 from autoseg.schema import ArchitectureName, OptimizerName, Topology
 
 REFERENCE_BATCH = {2: 12, 3: 2}
@@ -28,7 +30,9 @@ gate, value and product at 8/3 of the channels each (8)."""
 BYTES_PER_WEIGHT: dict[OptimizerName, int] = {"sgd": 12, "adamw": 16}
 """Weight, gradient and the optimizer's one or two moments, all float32."""
 REFERENCE_WEIGHTS = {2: 140e6, 3: 102e6}
-"""Of `resenc` on patches of 512×512 and 128×128×128: part of what nnU-Net found to train in the reference's memory."""
+PLAIN_REFERENCE_WEIGHTS = {2: 46e6, 3: 31e6}
+"""Of `resenc` and of `plain` on patches of 512×512 and 128×128×128: part of what nnU-Net found to train in the
+reference's memory."""
 CHECKPOINTED: tuple[ArchitectureName, ...] = ("plain", "resenc", "hybrid")
 """Architectures of ours, whose first stages can be recomputed; the others are libraries' or published as they are."""
 MOST_CHECKPOINTED = 2
@@ -39,13 +43,10 @@ KEPT_SHARE = 0.5
 
 @dataclass(frozen=True)
 class Demand:
-    """What one sample and the weights take: `values` as nnU-Net counts them.
-
-    `weights` are counted apart for the published hybrids only; None: the reference's memory covers them.
-    """
+    """What one sample and the weights take: `values` as nnU-Net counts them."""
 
     values: int
-    weights: int | None = None
+    weights: int
 
 
 @dataclass(frozen=True)
@@ -57,17 +58,20 @@ class Reference:
     values_2d, values_3d : feature-map values of one sample that train with `REFERENCE_BATCH` in
     `memory_gib`.
     share_of_dataset : one batch may cover at most this share of the dataset's voxels (against overfitting).
+    weights_2d, weights_3d : of the network that trains in `memory_gib`.
     """
 
     values_2d: float
     values_3d: float
     memory_gib: float
     share_of_dataset: float
+    weights_2d: float = REFERENCE_WEIGHTS[2]
+    weights_3d: float = REFERENCE_WEIGHTS[3]
 
     def values(self, dimensions: int, memory_gib: float, weights_gib: float | None = None) -> float:
         """Values per sample that fit `memory_gib` at the reference batch, for 2 or 3 dimensions.
 
-        `weights_gib`: taken by weights, gradients and optimizer, where they are not the reference's (None).
+        `weights_gib`: taken by weights, gradients and optimizer; None: they scale with the memory like the values.
         """
         values = self.values_2d if dimensions == 2 else self.values_3d
         if weights_gib is None:
@@ -85,11 +89,12 @@ class Reference:
 
     def _activations_gib(self, dimensions: int) -> float:
         """The reference's memory without its weights."""
-        return self.memory_gib - REFERENCE_WEIGHTS[dimensions] * BYTES_PER_WEIGHT["sgd"] / 2**30
+        weights = self.weights_2d if dimensions == 2 else self.weights_3d
+        return self.memory_gib - weights * BYTES_PER_WEIGHT["sgd"] / 2**30
 
 
 REFERENCES: dict[tuple[ArchitectureName, str | None], Reference] = {
-    ("plain", None): Reference(85e6, 560e6, 8.0, 0.05),
+    ("plain", None): Reference(85e6, 560e6, 8.0, 0.05, PLAIN_REFERENCE_WEIGHTS[2], PLAIN_REFERENCE_WEIGHTS[3]),
     ("resenc", None): Reference(135e6, 680e6, 8.0, 0.05),
     ("hybrid", None): Reference(135e6, 680e6, 8.0, 0.05),
     ("unetr", None): Reference(135e6, 680e6, 8.0, 0.05),
@@ -125,12 +130,13 @@ def demand_of(
         values, weights = COUNTS[architecture](topology, patch_shape, output_channels)
         return Demand(values, weights)
     whole = feature_map_values(architecture, topology, patch_shape, output_channels)
-    return Demand(whole - _freed_values(architecture, topology, patch_shape, checkpointed))
+    freed = _freed_values(architecture, topology, patch_shape, checkpointed)
+    return Demand(whole - freed, count_unet_weights(architecture, topology, output_channels))
 
 
-def weights_gib(architecture: ArchitectureName, weights: int | None) -> float | None:
-    """GiB of weights, gradients and the optimizer's moments; None for None."""
-    return None if weights is None else weights * BYTES_PER_WEIGHT[OPTIMIZERS[architecture].name] / 2**30
+def weights_gib(architecture: ArchitectureName, weights: int) -> float:
+    """GiB of weights, gradients and the optimizer's moments."""
+    return weights * BYTES_PER_WEIGHT[OPTIMIZERS[architecture].name] / 2**30
 
 
 def feature_map_values(

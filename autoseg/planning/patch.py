@@ -5,7 +5,8 @@ a patch with the aspect ratio of the spacing and not larger than the median imag
 that covers most of the median image until two samples fit; what memory is left goes into the batch.
 
 Where the memory is smaller than nnU-Net's reference, the patch that the reference would give is kept as long as
-recomputing the first stages in the backward pass makes it fit (not with `nnunet_parity`).
+recomputing the first stages in the backward pass makes it fit, and weights and optimizer must fit, too (both not with
+`nnunet_parity`).
 """
 
 import math
@@ -30,6 +31,7 @@ from autoseg.schema import ArchitectureName, Topology
 
 FIRST_PATCH_EDGE = {2: 2048, 3: 256}
 SMALLEST_BATCH = 2
+ROUNDED_BATCHES: tuple[ArchitectureName, ...] = ("plain", "resenc")
 LARGEST_BATCH = {2: 64, 3: 32}
 """Without nnU-Net parity. nnU-Net fills the memory with samples however small they are, at the learning
 rate that it uses for 12 (2D) or 2 (3D) of them. The noise of a gradient falls with the root of the batch
@@ -58,12 +60,29 @@ class Budget:
         """Feature-map values of one sample that fit, beside the weights, at the reference's batch."""
         return self._values(dimensions, self.memory_gib, demand) * self.allowance
 
+    def estimated_gib(self, dimensions: int, demand: Demand, batch_size: int) -> float:
+        """GiB that training takes by rule; where weights are counted, never less than they take."""
+        by_rule = self.reference.estimated_gib(demand.values, batch_size, dimensions)
+        weights = weights_gib(self.architecture, demand.weights)
+        with_weights = self.reference.estimated_gib(demand.values, batch_size, dimensions, weights)
+        if self.architecture not in CHECKPOINTED:
+            return with_weights
+        return max(by_rule, with_weights) if self._counts_weights(self.memory_gib) else by_rule
+
     def allowed_by_reference(self, dimensions: int, demand: Demand) -> float:
         """As `allowed`, on a device of the reference's memory and without a measurement."""
         return self._values(dimensions, self.reference.memory_gib, demand)
 
     def _values(self, dimensions: int, memory_gib: float, demand: Demand) -> float:
-        return self.reference.values(dimensions, memory_gib, weights_gib(self.architecture, demand.weights))
+        by_rule = self.reference.values(dimensions, memory_gib)
+        with_weights = self.reference.values(dimensions, memory_gib, weights_gib(self.architecture, demand.weights))
+        if self.architecture not in CHECKPOINTED:
+            return with_weights
+        return min(by_rule, with_weights) if self._counts_weights(memory_gib) else by_rule
+
+    def _counts_weights(self, memory_gib: float) -> bool:
+        """Whether the weights of our own networks count: nnU-Net's rule for its reference's memory covers them."""
+        return memory_gib < self.reference.memory_gib and not self.nnunet_parity
 
     @property
     def may_checkpoint(self) -> bool:
@@ -208,11 +227,13 @@ def choose_batch(patch: FittedPatch, dataset_voxels: float, budget: Budget) -> B
     """As many samples as fit the memory, but at most the allowed share of `dataset_voxels`; at least two."""
     dimensions = len(patch.shape)
     allowed = budget.allowed(dimensions, patch.demand)
-    by_memory = round(allowed / patch.demand.values * REFERENCE_BATCH[dimensions])
+    # nnU-Net rounds, by which a batch may take more than the memory; who is not compared with it need not.
+    rounded = round if budget.architecture in ROUNDED_BATCHES else math.floor
+    by_memory = rounded(allowed / patch.demand.values * REFERENCE_BATCH[dimensions])
     if patch.checkpointed:
         # Recomputing is for the patch; the batch stays within the reference's, a budget of computation like it.
         by_reference = budget.allowed_by_reference(dimensions, patch.demand) / patch.full_values
-        by_memory = min(by_memory, round(by_reference * REFERENCE_BATCH[dimensions]))
+        by_memory = min(by_memory, rounded(by_reference * REFERENCE_BATCH[dimensions]))
     by_dataset = round(dataset_voxels * budget.reference.share_of_dataset / math.prod(patch.shape))
     nnunet = max(min(by_memory, by_dataset), SMALLEST_BATCH)
     size = nnunet if budget.nnunet_parity else min(nnunet, LARGEST_BATCH[dimensions])

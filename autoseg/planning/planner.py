@@ -19,6 +19,7 @@ from autoseg.planning.configurations import (
     lowres_grid,
     plan_network,
 )
+from autoseg.planning.fitting import TooLittleMemory
 from autoseg.planning.memory import find_reference
 from autoseg.planning.normalization import choose_normalization
 from autoseg.planning.patch import Budget, readable_mm
@@ -214,7 +215,7 @@ class Request:
             return Choice(architecture, network, (f"Architecture resenc: {asked} asks for nnU-Net's own network.",))
         try:
             hybrid = self.network(name, spacing, "hybrid")
-        except UserError:
+        except TooLittleMemory:
             reason = f"Architecture resenc: no hybrid fits into {self.memory_gib:g} GiB."
             return Choice(architecture, network, (reason,))
         axes = self.target.axes[-len(spacing):]

@@ -98,7 +98,8 @@ def _network_lines(network: NetworkPlan) -> list[str]:
 
 def _memory(network: NetworkPlan) -> str:
     if network.memory_measured_on is None:
-        return f"about {network.memory_gib:.1f} GiB to train (estimated by rule, not measured here)"
+        digits = ".1f" if network.memory_gib >= 1 else ".2g"
+        return f"about {network.memory_gib:{digits}} GiB to train (estimated by rule, not measured here)"
     return f"{network.memory_gib:.2f} GiB to train, measured on {network.memory_measured_on}"
 
 
@@ -122,10 +123,13 @@ def _optimizer(optimizer: OptimizerPlan) -> str:
 
 
 def _closing_lines(plan: Plan) -> list[str]:
+    """The settings of the last planning; networks that were added to earlier ones may have others."""
     parity = "nnU-Net's numbers are kept unchanged." if plan.nnunet_parity else (
         "The rules are nnU-Net's; what differs is said above."
     )
-    return [f"Planned for {plan.memory_target_gib:g} GiB of memory. {parity}"]
+    several = any(len(configuration.networks) > 1 for configuration in plan.configurations.values())
+    subject = "The network planned last: planned" if several else "Planned"
+    return [f"{subject} for {plan.memory_target_gib:g} GiB of memory. {parity}"]
 
 
 def _range(rows: Num[np.ndarray, "case axis"], readable: Callable[[Numbers], str]) -> str:

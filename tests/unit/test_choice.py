@@ -9,12 +9,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from test_planner import LARGE_CT, SMALL, make_fingerprint
 
+from autoseg.errors import UserError
 from autoseg.planning import choice
 from autoseg.planning.choice import FEWEST_CASES, LARGEST_LOSS, Candidates, Evidence, choose_architecture
 from autoseg.planning.fitting import smallest_memory
 from autoseg.planning.memory import find_reference
 from autoseg.planning.patch import Budget
-from autoseg.planning.planner import PlanSettings, add_architecture, decide_plan
+from autoseg.planning.planner import PlanSettings, Request, add_architecture, decide_plan
 from autoseg.planning.receptive_field import EFFECTIVE_SIGMAS, effective_field, theoretical_field
 from autoseg.planning.summary import describe_plan
 from autoseg.schema import Fingerprint, NetworkPlan, Plan, Topology
@@ -82,6 +83,16 @@ def test_each_condition_alone_forbids_it(what: str, word: str) -> None:
     assert chosen == "resenc" and words.startswith("Architecture resenc, not hybrid: ")
     assert word in words
     assert ";" not in words.split("hybrid: ")[1].split(". ")[0]
+
+
+def test_a_hybrid_with_more_stages_than_resenc_is_judged_by_its_own() -> None:
+    """Of images with one short, fine axis a shorter patch can have more stages."""
+    shallow = network(make_fingerprint((14, 14, 14)), "resenc")
+    candidates = replace(PAIR, resenc=shallow)
+    assert len(shallow.topology.strides) < 3 < len(PAIR.hybrid.topology.strides)
+    chosen, words = verdict(LARGE, candidates=candidates)
+    assert chosen == "hybrid" and "at stage 3" in words
+    assert f"its patch is {'×'.join(map(str, PAIR.hybrid.patch_shape))} mm" in words
 
 
 def test_the_extent_of_the_structures_is_said_in_mm_and_plan_order() -> None:
@@ -201,3 +212,16 @@ def test_a_hybrid_that_does_not_fit_is_not_chosen(monkeypatch: pytest.MonkeyPatc
     assert chosen(planned) == {"2d": "resenc"}
     (reason,) = planned.configurations["2d"].architecture_reasons
     assert "no hybrid fits" in reason
+
+
+def test_an_error_that_is_not_about_memory_is_not_taken_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    by_itself = Request.network
+
+    def network_of(request: Request, name: object, spacing: object, architecture: str) -> NetworkPlan:
+        if architecture == "hybrid":
+            raise UserError("something else")
+        return by_itself(request, name, spacing, architecture)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Request, "network", network_of)
+    with pytest.raises(UserError, match="something else"):
+        decide_plan(LARGE, PlanSettings())

@@ -12,6 +12,7 @@ from autoseg.errors import UserError
 from autoseg.planning.measured import (
     ENOUGH,
     LEAST_ALLOWANCE,
+    LOWRES_DECISION,
     MOST_ALLOWANCE,
     MOST_MEASUREMENTS,
     _Scaled,
@@ -57,7 +58,7 @@ def candidates(fingerprint: Fingerprint, configuration: ConfigurationName = "3d_
 CANDIDATES = {"3d_fullres": candidates(LARGE_CT), "2d": candidates(LARGE_CT, "2d")}
 
 
-@settings(max_examples=25)
+@settings(max_examples=15)
 @given(
     st.sampled_from(["3d_fullres", "2d"]), st.floats(0.3, 6.0), st.floats(0.0, 2.0), st.sampled_from([0.0, 0.25, 1.0]),
     st.booleans(),
@@ -95,10 +96,38 @@ def test_a_plan_that_uses_its_memory_is_measured_once() -> None:
     assert plan.configurations["2d"].networks["resenc"].memory_measured_on is None
 
 
-def test_images_that_the_patch_covers_are_not_measured_again() -> None:
-    """Memory is left, and nothing to fill it with: patch and batch are bounded by the dataset."""
-    _, network, seen = refined(SMALL, lambda network: 0.1 * network.memory_gib)
-    assert len(seen) == 1 and network.patch_shape == seen[0].patch_shape
+@pytest.mark.parametrize("fingerprint", [SMALL, LARGE_CT])
+def test_a_measurement_never_enlarges_beyond_the_rule(fingerprint: Fingerprint) -> None:
+    """However much memory is left: nnU-Net's numbers are a budget of computation, too."""
+    asked = PlanSettings(memory_gib=MEMORY_GIB, architecture="resenc")
+    by_rule = decide_plan(fingerprint, asked).configurations["3d_fullres"].networks["resenc"]
+    _, network, seen = refined(fingerprint, lambda network: 0.1 * network.memory_gib)
+    assert len(seen) == 1
+    assert (network.patch_shape, network.batch_size) == (by_rule.patch_shape, by_rule.batch_size)
+
+
+def test_reasons_are_those_of_the_patch_that_was_measured() -> None:
+    """A patch that had to become smaller does not cover what the rule's did."""
+    asked = PlanSettings(memory_gib=MEMORY_GIB, architecture="resenc")
+    fingerprint = make_fingerprint((104, 104, 104))
+    before = decide_plan(fingerprint, asked).configurations["3d_fullres"].networks["resenc"]
+    assert any("covers the whole median case" in reason for reason in before.reasons)
+    plan, network, _ = refined(fingerprint, lambda network: 3 * network.memory_gib)
+    assert math.prod(network.patch_shape) < math.prod(before.patch_shape)
+    words = " ".join(network.reasons)
+    share = math.prod(network.patch_shape) / 104**3
+    assert "covers the whole median case" not in words
+    assert f"a patch covers {share:.0%} of the median case's voxels" in words and LOWRES_DECISION in words
+    (batch,) = [reason for reason in network.reasons if reason.startswith(f"Batch {network.batch_size}")]
+    assert "by the rule's count times 0." in batch and "as measured" in batch
+    assert not network.batch_dice and "3d_lowres" not in plan.configurations
+
+
+def test_a_lowres_says_that_it_was_decided_on_before_measuring() -> None:
+    _, network, _ = refined(LARGE_CT, lambda network: 2 * network.memory_gib, "3d_lowres")
+    assert LOWRES_DECISION in network.reasons
+    _, unchanged, _ = refined(LARGE_CT, lambda network: 5.9, "3d_lowres")
+    assert LOWRES_DECISION not in unchanged.reasons
 
 
 def test_parity_keeps_patch_and_batch_and_stores_the_number() -> None:

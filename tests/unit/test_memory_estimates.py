@@ -1,15 +1,17 @@
 """Estimated memory is proportional to what automatic differentiation saves, alike for every architecture."""
 
 import math
+from dataclasses import replace
 from typing import get_args
 
 import pytest
+from test_planner import make_fingerprint
 
 from autoseg.errors import UserError
 from autoseg.networks.builder import make_network
 from autoseg.networks.introspection import describe_network
 from autoseg.planning.architectures import build_topology, pool_patch
-from autoseg.planning.fitting import fit_patch
+from autoseg.planning.fitting import TooLittleMemory, fit_patch
 from autoseg.planning.memory import (
     CHECKPOINTED,
     REFERENCE_BATCH,
@@ -21,7 +23,8 @@ from autoseg.planning.memory import (
     weights_gib,
 )
 from autoseg.planning.optimizers import OPTIMIZERS
-from autoseg.planning.patch import Budget, search_patch
+from autoseg.planning.patch import Budget, choose_batch, search_patch
+from autoseg.planning.planner import PlanSettings, decide_plan
 from autoseg.planning.published_memory import COUNTS, SAVED_PER_VALUE
 from autoseg.planning.topology import Pooling
 from autoseg.schema import ArchitectureName, NetworkPlan
@@ -61,7 +64,7 @@ def test_a_value_stands_for_as_many_saved_numbers_everywhere(architecture: Archi
 
 
 @pytest.mark.parametrize("grid", ["ct", "flat"])
-@pytest.mark.parametrize("architecture", COUNTS)
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_weights_are_counted_within_a_hundredth(architecture: ArchitectureName, grid: str) -> None:
     import torch
 
@@ -72,6 +75,8 @@ def test_weights_are_counted_within_a_hundredth(architecture: ArchitectureName, 
     counted = sum(weight.numel() for weight in built.parameters())
     weights = demand_of(architecture, network.topology, network.patch_shape, CLASSES).weights
     assert weights == pytest.approx(counted, rel=0.01)
+    if architecture in CHECKPOINTED:
+        assert weights == counted
 
 
 @pytest.mark.parametrize("grid", ["ct", "flat"])
@@ -113,7 +118,16 @@ def test_unetrs_weights_take_sixteen_bytes_each() -> None:
     demand = demand_of("unetr", build_topology("unetr", pooling), pooling.patch_shape, CLASSES)
     assert weights_gib("unetr", demand.weights) == pytest.approx(92.8e6 * 16 / 2**30, rel=0.01)
     assert weights_gib("unetr-pp", 42_950_000) == pytest.approx(42.95e6 * 12 / 2**30)
-    assert weights_gib("resenc", None) is None
+    assert weights_gib("hybrid", 10**6) == pytest.approx(16e6 / 2**30)
+
+
+@pytest.mark.parametrize("architecture", ["plain", "resenc"])
+def test_the_references_weights_are_those_of_its_network(architecture: ArchitectureName) -> None:
+    reference = find_reference(architecture, None)
+    for shape, counted in (((512, 512), reference.weights_2d), ((128, 128, 128), reference.weights_3d)):
+        pooling = pool_patch(architecture, (1.0,) * len(shape), shape)
+        weights = demand_of(architecture, build_topology(architecture, pooling), shape, CLASSES).weights
+        assert counted == pytest.approx(weights, rel=0.01)
 
 
 # ---------------------------------------------------------------- patches for little memory
@@ -137,12 +151,17 @@ def test_stages_are_recomputed_before_the_patch_shrinks(
         if memory_gib >= 8:
             assert ours == theirs
             continue
-        assert math.prod(theirs.shape) <= math.prod(ours.shape) <= math.prod(reference.shape)
+        if not ours.buildable:
+            assert memory_gib < 4
+            continue
+        assert math.prod(ours.shape) <= math.prod(reference.shape)
+        # Below that, the weights take a share of the memory that nnU-Net gives to the patch.
+        assert memory_gib < 4 or math.prod(theirs.shape) <= math.prod(ours.shape)
         # Checkpointing starts where the reference's patch does not fit any more, and shrinking after both stages.
         assert (ours.checkpointed == 0) == (ours.full_values <= _allowed(ours, architecture, memory_gib))
         if ours.shape != reference.shape:
-            two = demand_of(architecture, reference.topology, reference.shape, CLASSES, 2).values
-            assert two > _allowed(ours, architecture, memory_gib)
+            two = demand_of(architecture, reference.topology, reference.shape, CLASSES, 2)
+            assert two.values > _allowed(replace(reference, demand=two), architecture, memory_gib)
         else:
             assert ours.kept == (ours.checkpointed > 0)
 
@@ -158,6 +177,70 @@ def test_only_our_own_stages_are_recomputed() -> None:
         assert search_patch(*LARGE[0], budget(architecture, 4.0)).checkpointed == 0
 
 
+@pytest.mark.parametrize("grid", [*LARGE, ((1.0, 1.0, 1.0), (36, 50, 35))])
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_weights_and_optimizer_fit_beside_the_values(
+    architecture: ArchitectureName, grid: tuple[tuple[float, ...], tuple[int, ...]]
+) -> None:
+    """At the reference's memory and with nnU-Net's numbers, its own rule stands alone for the networks it made."""
+    dimensions, fitting = len(grid[0]), []
+    for memory_gib in (0.01, 0.3, 0.7, 1.5, 3.0, 6.0, 7.9, 8.0):
+        asked = budget(architecture, memory_gib)
+        patch = search_patch(*grid, asked)
+        fitting.append(patch.buildable)
+        if not patch.buildable:
+            continue
+        smallest = 2 if architecture == "plain" else REFERENCE_BATCH[dimensions]
+        estimated = asked.estimated_gib(dimensions, patch.demand, smallest)
+        rule = asked.reference.estimated_gib(patch.demand.values, smallest, dimensions)
+        assert estimated <= memory_gib * (1 + 1e-9)
+        if memory_gib < 8:
+            assert estimated > weights_gib(architecture, patch.demand.weights)
+        elif architecture in CHECKPOINTED:
+            assert estimated == rule
+        if architecture in CHECKPOINTED:
+            parity = budget(architecture, memory_gib, parity=True)
+            assert parity.estimated_gib(dimensions, patch.demand, smallest) == rule
+    assert fitting == sorted(fitting) and fitting[-1]
+
+
+@pytest.mark.parametrize("memory_gib", [0.01, 0.3, 1.0])
+@pytest.mark.parametrize("architecture", CHECKPOINTED)
+def test_a_plan_for_little_memory_takes_more_than_its_weights(
+    architecture: ArchitectureName, memory_gib: float
+) -> None:
+    import torch
+
+    planned_for = PlanSettings(architecture=architecture, memory_gib=memory_gib)
+    for shape in ((140, 170, 140), (36, 50, 35)):
+        for name, entry in decide_plan(make_fingerprint(shape), planned_for).configurations.items():
+            network = entry.networks[architecture]
+            with torch.device("meta"):
+                built = make_network(architecture, network, 1, 2)
+            weights = sum(weight.numel() for weight in built.parameters())
+            assert network.memory_gib > weights_gib(architecture, weights), name
+
+
+@pytest.mark.parametrize("architecture", ["hybrid", "mednext", "swin-unetr"])
+def test_plans_of_networks_that_nnunet_lacks_keep_to_the_memory(architecture: ArchitectureName) -> None:
+    for size in (200, 256, 300, 420, 512):
+        planned_for = PlanSettings(architecture=architecture, configurations=("2d",))
+        (entry,) = decide_plan(make_fingerprint((90, size, size)), planned_for).configurations.values()
+        assert entry.networks[architecture].memory_gib <= 8.0
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_only_nnunets_networks_round_the_batch_beyond_the_memory(architecture: ArchitectureName) -> None:
+    over = []
+    for grid in (((1.0, 1.0), (size, size)) for size in (200, 256, 300, 512)):
+        for memory_gib in (7.9, 8.0, 9.3, 11.0):
+            asked = budget(architecture, memory_gib)
+            patch = fit_patch(*grid, asked)
+            batch = choose_batch(patch, 1e12, asked)
+            over.append(asked.estimated_gib(2, patch.demand, batch.by_memory) > memory_gib * (1 + 1e-9))
+    assert any(over) == (architecture in ("plain", "resenc"))
+
+
 @pytest.mark.parametrize(("architecture", "grid"), [*((one, LARGE[0]) for one in ARCHITECTURES), ("unetr", LARGE[1])])
 def test_an_architecture_that_cannot_fit_says_what_would(
     architecture: ArchitectureName, grid: tuple[tuple[float, ...], tuple[int, ...]]
@@ -168,13 +251,13 @@ def test_an_architecture_that_cannot_fit_says_what_would(
     enough = float(message.split("would train in is ")[1].split(" GiB", maxsplit=1)[0])
     assert fit_patch(*grid, budget(architecture, enough)).buildable
     assert not search_patch(*grid, budget(architecture, 0.85 * enough)).buildable
-    assert "No architecture trains in 0.0001 GiB" in message
+    assert f"No architecture trains in {len(grid[0])}-D in 0.0001 GiB" in message
 
 
 def test_the_architectures_that_would_fit_are_named() -> None:
-    with pytest.raises(UserError, match="--memory-gib 1: .*'unetr'") as caught:
+    with pytest.raises(TooLittleMemory, match="--memory-gib 1: .*'unetr'") as caught:
         fit_patch(*LARGE[0], budget("unetr", 1.0))
-    named = str(caught.value).split("these would train: ")[1].split(" (--architecture)")[0].split(", ")
+    named = str(caught.value).split("these would train in 3-D: ")[1].split(" (--architecture)")[0].split(", ")
     fitting = [one for one in ARCHITECTURES if search_patch(*LARGE[0], budget(one, 1.0)).buildable]
     assert named == fitting and "resenc" in named and "swin-unetr" not in named
 

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from autoseg.errors import UserError
 from autoseg.planning.architectures import build_topology
+from autoseg.planning.fingerprint import same_facts
 from autoseg.planning.memory import REFERENCES, feature_map_values
 from autoseg.planning.normalization import scheme_of
 from autoseg.planning.patch import LARGEST_BATCH
@@ -204,7 +205,7 @@ def test_sizes_exist_for_resenc_only() -> None:
 
 def test_flat_images_of_few_slices_shrink_without_losing_an_axis() -> None:
     """nnU-Net's search can shorten an axis of one voxel to nothing and then fails."""
-    planned = plan(make_fingerprint((2, 700, 700), (9.0, 1.0, 1.0)), memory_gib=0.3)
+    planned = plan(make_fingerprint((2, 700, 700), (9.0, 1.0, 1.0)), memory_gib=3.0)
     assert min(default_network(planned, "3d_fullres").patch_shape) >= 1
 
 
@@ -336,6 +337,25 @@ def test_a_plan_survives_its_file(tmp_path) -> None:  # type: ignore[no-untyped-
     planned = plan(LARGE_CT)
     write_record(planned, tmp_path / "plan.json")
     assert read_record(Plan, tmp_path / "plan.json") == planned
+
+
+def test_the_closing_words_hold_for_the_network_planned_last() -> None:
+    first = plan(SMALL, memory_gib=6.0)
+    assert describe_plan(first, SMALL).splitlines()[-1].startswith("Planned for 6 GiB")
+    second = add_architecture(first, SMALL, PlanSettings(architecture="plain", nnunet_parity=True))
+    last = describe_plan(second, SMALL).splitlines()[-1]
+    assert last.startswith("The network planned last: planned for 8 GiB") and "kept unchanged" in last
+
+
+def test_facts_that_an_older_version_did_not_measure_are_no_change() -> None:
+    extents = {"class_extents": {"organ": (3, 4, 5)}}
+    new = SMALL.model_copy(update={"cases": tuple(case.model_copy(update=extents) for case in SMALL.cases)})
+    assert same_facts(SMALL, new) and same_facts(new, new)
+    assert not same_facts(new, SMALL)
+    assert not same_facts(SMALL, new.model_copy(update={"cases": new.cases[1:]}))
+    assert not same_facts(SMALL, new.model_copy(update={"is_2d": True}))
+    moved = new.cases[0].model_copy(update={"spacing": (2.0, 1.0, 1.0)})
+    assert not same_facts(SMALL, new.model_copy(update={"cases": (moved, *new.cases[1:])}))
 
 
 @pytest.mark.parametrize("fingerprint", [LARGE_CT, SMALL, PICTURES])
