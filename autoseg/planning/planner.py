@@ -35,7 +35,7 @@ from autoseg.schema import (
     StoreRecord,
 )
 
-ArchitectureChoice = Literal["auto"] | ArchitectureName
+ArchitectureChoice = Literal["auto", ArchitectureName]
 PresetSize = Literal["M", "L", "XL"]
 
 
