@@ -7,6 +7,8 @@ from pydantic import Field, JsonValue
 from autoseg.records import ForeignRecord, Record
 
 ArchitectureName = Literal["plain", "resenc", "hybrid", "unetr", "unetr-pp", "swin-unetr", "mednext"]
+CHECKPOINTED: tuple[ArchitectureName, ...] = ("plain", "resenc", "hybrid")
+"""Architectures of ours, whose first stages can be recomputed; the others are libraries' or published as they are."""
 OptimizerName = Literal["sgd", "adamw"]
 ConfigurationName = Literal["2d", "3d_fullres", "3d_lowres"]
 NormalizationScheme = Literal["ct", "zscore", "rescale_to_0_1", "rgb_to_0_1", "nonorm"]
@@ -149,6 +151,11 @@ class OptimizerPlan(Record):
     weight_decay: float = Field(ge=0)
     gradient_clip: float = Field(gt=0)
     warmup_share: float = Field(default=0.0, ge=0, lt=1)
+
+    @property
+    def bytes_per_weight(self) -> int:
+        """Of weight, gradient and the optimizer's one (SGD) or two (AdamW) moments, all float32."""
+        return 12 if self.name == "sgd" else 16
 
 
 class NetworkPlan(Record):

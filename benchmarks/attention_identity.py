@@ -18,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from measuring import write_results
+from measuring import bootstrap_mean, write_results
 from torch import nn
 
 from autoseg.commands.plan import read_plan
@@ -26,7 +26,7 @@ from autoseg.data.dataset import Case, open_dataset
 from autoseg.data.parallel import default_workers
 from autoseg.data.splits import read_splits, training_cases
 from autoseg.errors import UserError
-from autoseg.evaluation.pairing import FilePair
+from autoseg.evaluation.pairing import pair_files
 from autoseg.evaluation.scoring import score_files
 from autoseg.inference.device import choose_device
 from autoseg.inference.prediction import PredictSettings, predict_cases
@@ -35,8 +35,6 @@ from autoseg.networks.attention import AttentionBlock
 from autoseg.networks.checkpoint import read_model
 from autoseg.networks.unet import UNet
 from autoseg.schema import CheckpointInfo, Scores
-
-DRAWS = 10_000
 
 
 @dataclass(frozen=True)
@@ -135,11 +133,10 @@ def without_mixing(network: UNet) -> UNet:
 
 def predict_and_score(trained: Trained, network: UNet) -> Scores:
     with tempfile.TemporaryDirectory() as folder:
-        written, failures = predict_cases(trained.cases, [(network, trained.info)], Path(folder), trained.settings)
+        _, failures = predict_cases(trained.cases, [(network, trained.info)], Path(folder), trained.settings)
         if failures:
             sys.exit("\n".join(f"{failure.id}: {failure.reason}" for failure in failures))
-        masks = {path.name.removesuffix(trained.info.file_ending): path for path in written}
-        pairs = [FilePair(case.id, masks[case.id], case.label) for case in trained.cases if case.label]
+        pairs = pair_files(Path(folder), {case.id: case.label for case in trained.cases if case.label})
         return score_files(pairs, trained.info.labels, workers=default_workers())
 
 
@@ -147,15 +144,14 @@ def compare(before: Scores, after: Scores) -> dict[str, object]:
     """Dice in points (0 to 100): means, and the change per case averaged, with its 95 % interval over cases."""
     changes = 100 * (case_means(after) - case_means(before))
     changes = changes[np.isfinite(changes)]
-    draws = np.random.default_rng(0).choice(changes, (DRAWS, len(changes))).mean(axis=1)
-    low, high = np.percentile(draws, [2.5, 97.5])
+    change, low, high = bootstrap_mean(changes)
     labels = {
         name: None if old.dice is None or (new := after.labels[name].dice) is None else points(new - old.dice)
         for name, old in before.labels.items()
     }
     mean = after.mean.dice
-    return {"mean": None if mean is None else points(mean), "change": round(float(changes.mean()), 2),
-            "interval": [round(float(low), 2), round(float(high), 2)], "change_by_label": labels}
+    return {"mean": None if mean is None else points(mean), "change": round(change, 2),
+            "interval": [round(low, 2), round(high, 2)], "change_by_label": labels}
 
 
 def points(dice: float) -> float:

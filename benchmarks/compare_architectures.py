@@ -32,7 +32,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-from measuring import machine, write_results
+from measuring import bootstrap_mean, machine, write_results
 
 if TYPE_CHECKING:
     from autoseg.training.settings import TrainSettings
@@ -195,7 +195,7 @@ def train(run: Run, arguments: argparse.Namespace, steps: int, seconds: float | 
     from autoseg.commands.recording import versions
     from autoseg.data.dataset import open_dataset
     from autoseg.data.store import open_store, store_folder
-    from autoseg.evaluation.pairing import FilePair
+    from autoseg.evaluation.pairing import pair_files
     from autoseg.evaluation.scoring import score_files
     from autoseg.inference.prediction import PredictSettings, predict_cases
     from autoseg.networks.checkpoint import read_model
@@ -227,11 +227,11 @@ def train(run: Run, arguments: argparse.Namespace, steps: int, seconds: float | 
     info = train_session(session, False, lambda _: False)
     assert info is not None
     held_out = [cases[case] for case in validation]
-    written, failures = predict_cases(held_out, [read_model(model)], model / "validation",
+    _, failures = predict_cases(held_out, [read_model(model)], model / "validation",
                                       PredictSettings(device=device, tta=False, overwrite=True))
     assert not failures
-    masks = {path.name.removesuffix(plan.file_ending): path for path in written}
-    scores = score_files([FilePair(case.id, masks[case.id], case.label) for case in held_out], plan.labels, workers=1)
+    pairs = pair_files(model / "validation", {case.id: case.label for case in held_out})
+    scores = score_files(pairs, plan.labels, workers=1)
     per_case = {case.id: float(np.mean([label.dice for label in case.labels.values()])) for case in scores.cases}
     return {
         "dataset": run.dataset, "arm": run.arm.name, "budget": run.budget, "seed": run.seed,
@@ -315,10 +315,7 @@ def paired_interval(pairs: list[tuple[dict, dict]]) -> tuple[float, float, float
     ids = sorted(pairs[0][0]["cases"])
     differences = np.array([[100 * (one["cases"][case] - other["cases"][case]) for case in ids]
                             for one, other in pairs]).mean(axis=0)
-    rng = np.random.default_rng(0)
-    means = rng.choice(differences, (10_000, len(differences))).mean(axis=1)
-    low, high = np.percentile(means, [2.5, 97.5])
-    return float(differences.mean()), float(low), float(high)
+    return bootstrap_mean(differences)
 
 
 if __name__ == "__main__":

@@ -13,6 +13,8 @@ from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 
+import numpy as np
+
 SAMPLE_SECONDS = 0.02
 
 
@@ -59,6 +61,13 @@ def _tree_pss_mib(root: int) -> float:
         except (OSError, ValueError):
             continue
     return total
+
+
+def bootstrap_mean(changes: np.ndarray) -> tuple[float, float, float]:
+    """The mean of changes per case and its 95 % interval, from 10,000 draws of as many cases (seed 0)."""
+    means = np.random.default_rng(0).choice(changes, (10_000, len(changes))).mean(axis=1)
+    low, high = np.percentile(means, [2.5, 97.5])
+    return float(changes.mean()), float(low), float(high)
 
 
 def machine() -> dict[str, object]:

@@ -4,10 +4,7 @@ import math
 from typing import get_args
 
 from autoseg.errors import all_of
-from autoseg.schema import ArchitectureName, AttentionPlan, NetworkPlan, Topology
-
-RECOMPUTING: tuple[ArchitectureName, ...] = ("plain", "resenc", "hybrid")
-"""The architectures whose first stages can be checkpointed."""
+from autoseg.schema import CHECKPOINTED, ArchitectureName, AttentionPlan, NetworkPlan, Topology
 
 
 def refuse_unsound(architecture: ArchitectureName, network: NetworkPlan, whose: str, remedy: str) -> None:
@@ -24,9 +21,9 @@ def _fit_problems(architecture: ArchitectureName, network: NetworkPlan) -> list[
         found = "has" if attends else "lacks"
         problems.append(f"topology.attention: a `{architecture}` network {found} it; of {get_args(ArchitectureName)} "
                         "only hybrid has attention of this kind, and always")
-    if network.checkpointed_stages and architecture not in RECOMPUTING:
+    if network.checkpointed_stages and architecture not in CHECKPOINTED:
         problems.append(f"checkpointed_stages is {network.checkpointed_stages}; 0 was expected: only "
-                        f"{', '.join(RECOMPUTING)} can compute stages twice")
+                        f"{', '.join(CHECKPOINTED)} can compute stages twice")
     if network.checkpointed_stages >= len(network.topology.features):
         problems.append(f"checkpointed_stages is {network.checkpointed_stages}; less than the number of stages, "
                         f"{len(network.topology.features)}, was expected")

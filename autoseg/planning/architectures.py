@@ -1,5 +1,6 @@
 """How each architecture halves a patch, and its network (blocks, features) on the strides and kernels that result."""
 
+import itertools
 import math
 from collections.abc import Callable
 
@@ -91,7 +92,7 @@ def _unetr(pooling: Pooling) -> Topology:
     """UNETR (Hatamizadeh et al. 2022): twelve transformer blocks; skips leave them at equal distances."""
     halvings = pooling.stages - 1
     taken = [round(UNETR_BLOCKS * level / max(1, halvings)) for level in range(halvings + 1)]
-    blocks = tuple(after - before for before, after in zip(taken, taken[1:], strict=False))
+    blocks = tuple(after - before for before, after in itertools.pairwise(taken))
     features = (*(UNETR_FEATURES * 2**level for level in range(halvings)), UNETR_HIDDEN)
     return _topology(pooling, features, (1, *blocks), (1,) * halvings)
 

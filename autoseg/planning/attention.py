@@ -107,5 +107,10 @@ def _attention_blocks(residual_blocks: int) -> int:
     return min(BLOCKS_PER_STAGE, residual_blocks - 1)
 
 
+def voxels_per_stage(topology: Topology, patch_shape: Sequence[int]) -> list[int]:
+    """Voxels of the feature maps at every stage, the finest first."""
+    return [math.prod(shape) for shape in stage_shapes(topology, patch_shape)]
+
+
 def _heads(features: int) -> int:
     return next((features // channels for channels in HEAD_CHANNELS if features % channels == 0), 1)

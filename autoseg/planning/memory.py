@@ -16,10 +16,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from autoseg.errors import UserError
-from autoseg.planning.optimizers import OPTIMIZERS
+from autoseg.planning.attention import voxels_per_stage
+from autoseg.planning.optimizers import OPTIMIZERS, RECIPES
 from autoseg.planning.published_memory import COUNTS
 from autoseg.planning.weights import count_unet_weights
-from autoseg.schema import ArchitectureName, OptimizerName, Topology
+from autoseg.schema import ArchitectureName, Topology
 
 REFERENCE_BATCH = {2: 12, 3: 2}
 VALUES_PER_TOKEN = 13
@@ -27,14 +28,10 @@ VALUES_PER_TOKEN = 13
 (`published_memory.SAVED_PER_VALUE`): both norms and their sums (5), the position encoding, queries and keys before and
 after normalization and rotation, values, the mixture, two projections and their scaled sums (13), and of the SwiGLU
 gate, value and product at 8/3 of the channels each (8)."""
-BYTES_PER_WEIGHT: dict[OptimizerName, int] = {"sgd": 12, "adamw": 16}
-"""Weight, gradient and the optimizer's one or two moments, all float32."""
 REFERENCE_WEIGHTS = {2: 140e6, 3: 102e6}
 PLAIN_REFERENCE_WEIGHTS = {2: 46e6, 3: 31e6}
 """Of `resenc` and of `plain` on patches of 512×512 and 128×128×128: part of what nnU-Net found to train in the
 reference's memory."""
-CHECKPOINTED: tuple[ArchitectureName, ...] = ("plain", "resenc", "hybrid")
-"""Architectures of ours, whose first stages can be recomputed; the others are libraries' or published as they are."""
 MOST_CHECKPOINTED = 2
 """In 3-D, stages 0 and 1 hold more than four fifths of all feature-map values: recomputing deeper ones frees little."""
 KEPT_SHARE = 0.5
@@ -90,7 +87,7 @@ class Reference:
     def _activations_gib(self, dimensions: int) -> float:
         """The reference's memory without its weights."""
         weights = self.weights_2d if dimensions == 2 else self.weights_3d
-        return self.memory_gib - weights * BYTES_PER_WEIGHT["sgd"] / 2**30
+        return self.memory_gib - weights * RECIPES["sgd"].bytes_per_weight / 2**30
 
 
 REFERENCES: dict[tuple[ArchitectureName, str | None], Reference] = {
@@ -136,7 +133,7 @@ def demand_of(
 
 def weights_gib(architecture: ArchitectureName, weights: int) -> float:
     """GiB of weights, gradients and the optimizer's moments."""
-    return weights * BYTES_PER_WEIGHT[OPTIMIZERS[architecture].name] / 2**30
+    return weights * OPTIMIZERS[architecture].bytes_per_weight / 2**30
 
 
 def feature_map_values(
@@ -155,15 +152,6 @@ def feature_map_values(
         for stage, (size, features) in enumerate(zip(voxels, topology.features, strict=True))
     )
     return total + voxels[0] * output_channels * bool(topology.decoder_blocks)
-
-
-def voxels_per_stage(topology: Topology, patch_shape: Sequence[int]) -> list[int]:
-    """Voxels of the feature maps at every stage, the finest first."""
-    shape, voxels = list(patch_shape), []
-    for stride in topology.strides:
-        shape = [size // step for size, step in zip(shape, stride, strict=True)]
-        voxels.append(math.prod(shape))
-    return voxels
 
 
 def _encoder_maps(architecture: ArchitectureName, topology: Topology, stage: int) -> int:

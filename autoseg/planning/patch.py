@@ -18,7 +18,6 @@ import numpy as np
 from autoseg.geometry import Shape
 from autoseg.planning.architectures import build_topology, pool_patch
 from autoseg.planning.memory import (
-    CHECKPOINTED,
     MOST_CHECKPOINTED,
     REFERENCE_BATCH,
     Demand,
@@ -27,7 +26,7 @@ from autoseg.planning.memory import (
     weights_gib,
 )
 from autoseg.planning.topology import Numbers, Pooling
-from autoseg.schema import ArchitectureName, Topology
+from autoseg.schema import CHECKPOINTED, ArchitectureName, Topology
 
 FIRST_PATCH_EDGE = {2: 2048, 3: 256}
 SMALLEST_BATCH = 2

@@ -8,7 +8,7 @@ voxel (or token) and channel. Images of one channel are assumed: more change lit
 import math
 from collections.abc import Callable, Sequence
 
-from autoseg.planning.attention import stage_shapes
+from autoseg.planning.attention import stage_shapes, voxels_per_stage
 from autoseg.schema import ArchitectureName, Topology
 
 SAVED_PER_VALUE = 2
@@ -42,7 +42,8 @@ Count = tuple[int, int]
 
 def count_unetr(topology: Topology, patch_shape: Sequence[int], output_channels: int) -> Count:
     """The transformer at the coarsest stage, skips upsampled from it, the decoder."""
-    voxels, features, kernels = _voxels(topology, patch_shape), topology.features, _sizes(topology.kernel_sizes)
+    voxels, features = voxels_per_stage(topology, patch_shape), topology.features
+    kernels = _sizes(topology.kernel_sizes)
     steps, depth, hidden = _sizes(topology.strides), len(voxels) - 1, topology.features[-1]
     blocks = sum(topology.encoder_blocks[1:])
     saved = TRANSFORMER_MAPS * blocks * voxels[-1] * hidden + RESIDUAL_MAPS * voxels[0] * features[0]
@@ -63,7 +64,8 @@ def count_unetr(topology: Topology, patch_shape: Sequence[int], output_channels:
 
 def count_unetr_pp(topology: Topology, patch_shape: Sequence[int], output_channels: int) -> Count:
     """Paired attention on the way down and up, residual blocks at full resolution."""
-    voxels, features, kernels = _voxels(topology, patch_shape), topology.features, _sizes(topology.kernel_sizes)
+    voxels, features = voxels_per_stage(topology, patch_shape), topology.features
+    kernels = _sizes(topology.kernel_sizes)
     steps, depth = _sizes(topology.strides), len(voxels) - 1
     finest = voxels[0] * features[0] * (topology.encoder_blocks[0] + topology.decoder_blocks[-1])
     saved, weights = float(RESIDUAL_MAPS * finest), kernels[0] * features[0] * (3 * features[0] + 1)
@@ -82,7 +84,7 @@ def count_unetr_pp(topology: Topology, patch_shape: Sequence[int], output_channe
 
 def count_swin_unetr(topology: Topology, patch_shape: Sequence[int], output_channels: int) -> Count:
     """Windowed attention from the second stage to the last but one, a residual block on every skip and level."""
-    shapes, voxels = stage_shapes(topology, patch_shape), _voxels(topology, patch_shape)
+    shapes, voxels = stage_shapes(topology, patch_shape), voxels_per_stage(topology, patch_shape)
     features, axes, depth = topology.features, len(patch_shape), len(topology.strides) - 1
     kernel = 3**axes
     saved, weights = features[1] * voxels[1], 2**axes * features[1]
@@ -106,7 +108,7 @@ def count_swin_unetr(topology: Topology, patch_shape: Sequence[int], output_chan
 
 def count_mednext(topology: Topology, patch_shape: Sequence[int], output_channels: int) -> Count:
     """Depthwise convolutions and expanded layers on every stage; blocks that change the resolution between them."""
-    voxels, features = _voxels(topology, patch_shape), topology.features
+    voxels, features = voxels_per_stage(topology, patch_shape), topology.features
     depth, axes = len(voxels) - 1, len(patch_shape)
     saved, weights = voxels[0] * features[0], features[0]
     for stage, (size, channels) in enumerate(zip(voxels, features, strict=True)):
@@ -138,10 +140,6 @@ def _windows(shape: Sequence[int]) -> tuple[int, int]:
     window = [min(SWIN_WINDOW, size) for size in shape]
     padded = [math.ceil(size / step) * step for size, step in zip(shape, window, strict=True)]
     return math.prod(window), math.prod(padded)
-
-
-def _voxels(topology: Topology, patch_shape: Sequence[int]) -> list[int]:
-    return _sizes(stage_shapes(topology, patch_shape))
 
 
 def _sizes(shapes: Sequence[Sequence[int]]) -> list[int]:

@@ -19,8 +19,6 @@ from autoseg.training.streaming import available_memory_bytes
 
 STEPS = 2
 """The first creates the optimizer's buffers, the second has them beside everything else."""
-BYTES_PER_WEIGHT = {"sgd": 12, "adamw": 16}
-"""Weight, gradient and the optimizer's one or two buffers, all float32."""
 ALLOCATION_FAILURES = (
     "can't allocate memory", "not enough memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED",
 )  # fmt: skip
@@ -89,7 +87,7 @@ def least_bytes(
     anywhere = (1.0,) * len(network_plan.patch_shape)
     described = describe_network(architecture, network_plan, *channels, anywhere)
     activations = described.saved_bytes * network_plan.batch_size * (2 if precision == "float32" else 1)
-    return activations + described.parameters * BYTES_PER_WEIGHT[network_plan.optimizer.name]
+    return activations + described.parameters * network_plan.optimizer.bytes_per_weight
 
 
 def _train(

@@ -11,15 +11,14 @@ from autoseg.errors import UserError
 from autoseg.networks.builder import make_network
 from autoseg.networks.introspection import describe_network
 from autoseg.planning.architectures import build_topology, pool_patch
+from autoseg.planning.attention import voxels_per_stage
 from autoseg.planning.fitting import TooLittleMemory, fit_patch
 from autoseg.planning.memory import (
-    CHECKPOINTED,
     REFERENCE_BATCH,
     REFERENCES,
     demand_of,
     feature_map_values,
     find_reference,
-    voxels_per_stage,
     weights_gib,
 )
 from autoseg.planning.optimizers import OPTIMIZERS
@@ -27,7 +26,7 @@ from autoseg.planning.patch import Budget, choose_batch, search_patch
 from autoseg.planning.planner import PlanSettings, decide_plan
 from autoseg.planning.published_memory import COUNTS, SAVED_PER_VALUE
 from autoseg.planning.topology import Pooling
-from autoseg.schema import ArchitectureName, NetworkPlan
+from autoseg.schema import CHECKPOINTED, ArchitectureName, NetworkPlan
 
 ARCHITECTURES: tuple[ArchitectureName, ...] = get_args(ArchitectureName)
 GRIDS = {
