@@ -20,8 +20,8 @@ from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
 FIRST_SCALE = 0.1
-"""Of LayerScale: small enough to start near the residual skeleton, large enough for gradients (1e-6, as in UNETR++,
-keeps attention switched off for most of a training)."""
+"""Of LayerScale: small enough to start near the residual skeleton, large enough for gradients (with 1e-6, as in
+UNETR++, a training starts with attention as good as switched off)."""
 HIDDEN_PER_CHANNEL = 8 / 3
 """SwiGLU has three matrices; with 8/3 they hold as many weights as the two of a usual layer of width 4."""
 HIDDEN_MULTIPLE = 8
@@ -250,8 +250,8 @@ class AttentionBlock(nn.Module):
             nn.init.ones_(scale)
 
     def _encode_positions(self, x: Tensor) -> Tensor:
-        # In float32 on a CPU: oneDNN's bfloat16 depthwise convolutions of small maps are slower and, where a map is
-        # thin, wrong (see `unet.convolve`).
+        # In float32 on a CPU: oneDNN's bfloat16 depthwise convolutions take 1.1 to 2 times as long (two cores, forward
+        # and backward, 128 channels of 10×14×10: 2.9 against 5.6 ms; 512 of 16×16: 0.45 against 0.48 ms).
         if x.device.type == "cpu" and torch.is_autocast_enabled("cpu"):
             with torch.autocast("cpu", enabled=False):
                 return self.position(x.float())  # type: ignore[no-any-return]
