@@ -10,6 +10,8 @@ The whole story on your own data:
 
   autoseg plan DATASET                 measure the dataset, decide, preprocess
 
+  autoseg pretrain-init                optional: first weights from the training images, without labels
+
   autoseg train                        train fold 0; validation masks and scores at the end
 
   autoseg predict -i IMAGES -o MASKS   masks on the original grids
@@ -21,6 +23,7 @@ New here? `autoseg demo` shows all four on a phantom in a few minutes.
 
 COMMANDS = {
     "plan": "Measure a dataset, decide spacing, patch, batch and network, and preprocess it.",
+    "pretrain-init": "Learn first weights from a fold's training images, without labels.",
     "train": "Train one fold of a planned dataset; predict and score its validation cases at the end.",
     "predict": "Segment a folder of images; masks land on the images' own grids.",
     "evaluate": "Score masks against reference labels: Dice, surface Dice, HD95, volumes.",
@@ -29,4 +32,5 @@ COMMANDS = {
 
 app = App(name="autoseg", help=HELP, version=__version__, help_format="markdown")
 for _name, _help in COMMANDS.items():
-    app.command(f"autoseg.commands.{_name}:{_name}", name=_name, help=_help)
+    _module = _name.replace("-", "_")
+    app.command(f"autoseg.commands.{_module}:{_module}", name=_name, help=_help)

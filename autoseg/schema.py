@@ -1,4 +1,4 @@
-"""Every file format we own, and the foreign `dataset.json`: frozen records, read and written by `autoseg.records`."""
+"""File formats: ours (but init.json, see `initialization.record`) and the foreign `dataset.json`; frozen records."""
 
 from typing import Annotated, Literal
 

@@ -8,6 +8,7 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
+from autoseg.commands.beginning import Asked, check_name, choose_beginning, model_folder
 from autoseg.commands.options import DEFAULT_RUN, DEFAULT_SEED, DeviceOption, JsonOption, RunOption, SeedOption
 from autoseg.commands.output import write_json_object, write_stdout
 from autoseg.commands.plan import default_configuration, read_plan
@@ -24,6 +25,7 @@ from autoseg.evaluation.scoring import score_files
 from autoseg.evaluation.table import format_table
 from autoseg.inference.device import choose_device
 from autoseg.inference.prediction import PredictSettings, predict_cases
+from autoseg.initialization.transfer import with_warmup
 from autoseg.networks.checkpoint import read_model
 from autoseg.planning.optimizers import RECIPES
 from autoseg.planning.planner import store_record
@@ -56,6 +58,10 @@ def train(  # noqa: PLR0913 (a command's options)
     max_minutes: Annotated[
         float | None, Parameter(help="Training time; the learning rate reaches its end with it. Validation follows.")
     ] = None,
+    init: Annotated[
+        str, Parameter(help="First weights: `auto` takes those of `pretrain-init` where they exist for this fold and "
+                            "name; `scratch` draws them; or a folder that holds some.")
+    ] = "auto",
     optimizer: Annotated[OptimizerChoice | None, Parameter(help="`auto`: the plan's.")] = None,
     learning_rate: Annotated[
         float | None, Parameter(help="The largest of the schedule; by default the preset's, or else the plan's.")
@@ -72,11 +78,10 @@ def train(  # noqa: PLR0913 (a command's options)
     """Train one fold of a planned dataset; predict and score its validation cases at the end."""
     plan = read_plan(run)
     configuration = configuration or default_configuration(plan)
-    architecture = _known_architecture(plan, configuration, architecture)
-    name = name or architecture
-    if not name.replace("+", "").replace("-", "").replace("_", "").replace(".", "").isalnum():
-        raise UserError(f"--name {name!r}: letters, digits and + - _ . were expected.")
-    folder = run / "models" / name / configuration / f"fold_{fold}"
+    architecture = known_architecture(plan, configuration, architecture)
+    beginning = choose_beginning(Asked(run, name, architecture, configuration, fold, init, resume))
+    name = check_name(beginning.model_name)
+    folder = model_folder(run, name, configuration, fold)
     choices = {"epochs": epochs, "steps_per_epoch": steps_per_epoch, "max_minutes": max_minutes, "mirror": mirror,
                "optimizer": optimizer, "learning_rate": learning_rate}
     with recorded("train", run, seed) as recording:
@@ -84,22 +89,26 @@ def train(  # noqa: PLR0913 (a command's options)
         cases = {case.id: case for case in dataset.cases}
         split = training_cases(read_splits(run / "splits.json", list(cases)), fold, list(cases))
         settings = _settings(folder, preset, resume, choices)
-        planned = plan.configurations[configuration].networks[architecture].optimizer
+        planned = plan.configurations[configuration].networks[architecture]
+        store = training_store(run, dataset, plan, configuration)
+        first = beginning.read((architecture, planned, store.record), () if fold == "all" else split[1])
+        used = resolve_optimizer(planned.optimizer, RECIPES, settings)
         chosen_device = choose_device(device)
         recording.device = str(chosen_device)
         _refuse_what_exists(folder, resume, overwrite)
         session = Session(
             plan=plan, configuration=configuration, architecture=architecture, name=name, fold=fold,
-            settings=settings, optimizer=resolve_optimizer(planned, RECIPES, settings), seed=seed,
-            store=_store(run, dataset, plan, configuration), train_ids=split[0],
-            validation_ids=() if fold == "all" else split[1], folder=folder, device=chosen_device, versions=versions(),
+            settings=settings, optimizer=used if first is None else with_warmup(used), seed=seed, store=store,
+            train_ids=split[0], validation_ids=() if fold == "all" else split[1], folder=folder, device=chosen_device,
+            versions=versions(), first_weights=first,
         )
-        recording.inputs.update(dataset=str(dataset.root), plan=session.plan_hash)
+        recording.inputs.update(dataset=str(dataset.root), plan=session.plan_hash,
+                                init="scratch" if first is None else first.sha256)
         if chosen_device.type == "cpu" and settings.max_minutes is None and preset is None and epochs is None:
             logger.warning("%d epochs of %d steps may take weeks on a CPU; --preset quick is made for it",
                            settings.epochs, settings.steps_per_epoch)
         if overwrite:
-            _clear(folder)
+            clear_folder(folder)
         with stop_on_signals() as stop:
             info = train_session(session, resume, stop)
         if info is None:
@@ -115,9 +124,10 @@ def train(  # noqa: PLR0913 (a command's options)
     return recording.exit_status
 
 
-def _known_architecture(
+def known_architecture(
     plan: Plan, configuration: ConfigurationName, architecture: ArchitectureName | None
 ) -> ArchitectureName:
+    """The network asked for, or the plan's own choice; UserError where the plan does not hold it."""
     if configuration not in plan.configurations:
         raise UserError(f"--configuration {configuration}: the plan holds {', '.join(plan.configurations)}.\n"
                         "Name one of these, or run `autoseg plan` with --configurations.")
@@ -137,7 +147,8 @@ def _settings(folder: Path, preset: str | None, resume: bool, choices: Mapping[s
     return override(started or load_preset(preset or "default"), **choices)
 
 
-def _clear(folder: Path) -> None:
+def clear_folder(folder: Path) -> None:
+    """Delete a fold's folder; UserError where that is not allowed."""
     try:
         if folder.exists():
             shutil.rmtree(folder)
@@ -161,7 +172,7 @@ def _refuse_what_exists(folder: Path, resume: bool, overwrite: bool) -> None:
         raise UserError(f"--resume: {folder} holds no training to continue.\nRun without --resume to start one.")
 
 
-def _store(run: Path, dataset: Dataset, plan: Plan, configuration: ConfigurationName) -> Store:
+def training_store(run: Path, dataset: Dataset, plan: Plan, configuration: ConfigurationName) -> Store:
     """The preprocessed cases of a configuration; made now where `plan` did not make them."""
     record = store_record(plan, configuration)
     folder = store_folder(run, configuration, record)

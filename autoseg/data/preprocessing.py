@@ -16,9 +16,17 @@ from autoseg.data.integrity import CaseProblems, LoadedCase, load_case, raise_pr
 from autoseg.data.intensity import needs_mask, normalize_channel
 from autoseg.data.parallel import map_cases
 from autoseg.data.resampling import resample_channel, resample_labels
-from autoseg.data.store import STORE_FILE, is_stored, lost_cases, remove_leftovers, sample_foreground, write_case
-from autoseg.data.volume import Volume, files_of
-from autoseg.errors import UserError
+from autoseg.data.store import (
+    STORE_FILE,
+    is_stored,
+    lost_cases,
+    remove_leftovers,
+    sample_foreground,
+    write_case,
+    write_image,
+)
+from autoseg.data.volume import Volume, files_of, read_image
+from autoseg.errors import UserError, all_of
 from autoseg.geometry import Shape, SpacingMm, permuted, resampled_shape
 from autoseg.records import storage_error, write_record
 from autoseg.schema import StoredCase, StoreRecord
@@ -208,6 +216,38 @@ def input_identity(case: Case) -> tuple[tuple[str, int, int], ...]:
     return tuple(identity)
 
 
+def preprocess_images(cases: Sequence[Case], store: StoreRecord, folder: Path, workers: int) -> None:
+    """Fill the store in `folder` with the images of cases without labels; as `preprocess_dataset`, it resumes.
+
+    Raises
+    ------
+    UserError : the disk is full, the folder is not writable, or images cannot be read (all reported together).
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        remove_leftovers(folder, [case.id for case in cases])
+    except OSError as error:
+        raise storage_error(error, folder) from error
+    missing = [case for case in cases if not is_stored(folder, case.id, input_identity(case), labelled=False)]
+    work = partial(_preprocess_image, store=store, folder=folder)
+    problems = [problem for problem in map_cases(work, missing, workers, "prepare images", "images") if problem]
+    if problems:
+        raise all_of(problems, f"{len(problems)} of {len(cases)} images cannot be used:", "Mend or remove these files.")
+    write_record(store, folder / STORE_FILE)
+
+
+def _preprocess_image(case: Case, store: StoreRecord, folder: Path) -> str | None:
+    """Read, prepare and store an image; what is wrong with it, if anything."""
+    try:
+        inputs = input_identity(case)
+        prepared = prepare_image(read_image(case.images, len(store.normalization)), store)
+    except UserError as error:
+        return str(error)
+    info = _stored_case(case.id, prepared.placement, inputs, (), (0,))
+    write_image(folder, prepared.image, info, in_slices=store.spacing[0] is None)
+    return None
+
+
 def _preprocess_case(case: Case, dataset: Dataset, store: StoreRecord, folder: Path) -> CaseProblems | None:
     """Read, check, prepare and store one case; what its integrity checks found, if anything."""
     inputs = input_identity(case)  # before reading: a file that changes meanwhile is done again next time
@@ -221,20 +261,26 @@ def _preprocess_case(case: Case, dataset: Dataset, store: StoreRecord, folder: P
     except UserError as error:  # intensities that a scheme refuses: reported with the other cases' problems
         return CaseProblems(case.id, (f"{case.images[0]}: {error}",))
     foreground, offsets, counts = sample_foreground(labels, len(store.labels), case.id)
-    where = prepared.placement
-    info = StoredCase(
-        id=case.id,
+    info = _stored_case(case.id, prepared.placement, inputs, counts, offsets)
+    write_case(folder, prepared.image, labels, foreground, info, in_slices=store.spacing[0] is None)
+    return None
+
+
+def _stored_case(
+    case_id: str, where: Placement, inputs: tuple[tuple[str, int, int], ...], class_counts: tuple[int, ...],
+    foreground_offsets: tuple[int, ...],
+) -> StoredCase:  # fmt: skip
+    return StoredCase(
+        id=case_id,
         shape=_three(where.shape),
         original_shape=_three(where.original_shape),
         crop=where.crop,
         original_spacing=_three(where.original_spacing),
         spacing=_three(where.spacing),
-        class_counts=counts,
-        foreground_offsets=offsets,
+        class_counts=class_counts,
+        foreground_offsets=foreground_offsets,
         inputs=inputs,
     )
-    write_case(folder, prepared.image, labels, foreground, info, in_slices=store.spacing[0] is None)
-    return None
 
 
 def _three(values: Sequence[AnyNumber]) -> tuple[AnyNumber, AnyNumber, AnyNumber]:

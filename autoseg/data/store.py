@@ -88,17 +88,35 @@ def open_case(store: Store, case_id: str) -> CaseArrays:
     )
 
 
+def open_unlabelled(store: Store, case_id: str) -> CaseArrays:
+    """One case's image alone, memory-mapped: no file that was made from labels is opened.
+
+    `labels` are background everywhere and take no memory; there is no foreground.
+    """
+    info = _info(store, case_id).model_copy(update={"class_counts": (), "foreground_offsets": (0,)})
+    image = _mapped(store.folder / f"{case_id}{IMAGE_ENDING}")
+    nothing = np.empty((0, 3), np.int32)
+    return CaseArrays(image, np.broadcast_to(np.zeros((), np.uint8), image.shape[1:]), nothing, info)
+
+
 def load_case_arrays(store: Store, case_id: str) -> CaseArrays:
     """One case, decompressed into memory (types as stored)."""
-    mapped = open_case(store, case_id)
+    return in_memory(open_case(store, case_id))
+
+
+def in_memory(mapped: CaseArrays) -> CaseArrays:
+    """The arrays of an opened case, decompressed into memory (types as stored)."""
     return CaseArrays(mapped.image[:], mapped.labels[:], np.array(mapped.foreground), mapped.info)
+
+
+def array_bytes(case: CaseArrays) -> int:
+    """Bytes that an opened case's image and labels take in memory once decompressed."""
+    return sum(int(np.prod(array.shape)) * array.dtype.itemsize for array in (case.image, case.labels))
 
 
 def stored_bytes(store: Store, ids: Iterable[str]) -> int:
     """Bytes that these cases' images and labels take in memory once decompressed."""
-    cases = (open_case(store, case_id) for case_id in ids)
-    arrays = (array for case in cases for array in (case.image, case.labels))
-    return sum(int(np.prod(array.shape)) * array.dtype.itemsize for array in arrays)
+    return sum(array_bytes(open_case(store, case_id)) for case_id in ids)
 
 
 def _info(store: Store, case_id: str) -> StoredCase:
@@ -134,23 +152,37 @@ def write_case(
     `in_slices`: patches are 2-D, so chunks are parts of single slices. UserError when the disk is full or
     the folder is not writable.
     """
-    record_path = folder / f"{info.id}{RECORD_ENDING}"
-    try:
-        record_path.unlink(missing_ok=True)
-    except OSError as error:
-        raise storage_error(error, record_path) from error
-    half = loses_nothing_in_half(image)
-    _write_array(folder / f"{info.id}{IMAGE_ENDING}", image.astype(np.float16) if half else image, in_slices)
+    _forget(folder, info.id)
     _write_array(folder / f"{info.id}{LABELS_ENDING}", labels, in_slices)
     with replacing(folder / f"{info.id}{FOREGROUND_ENDING}") as temporary, temporary.open("wb") as stream:
         np.save(stream, foreground, allow_pickle=False)
-    write_record(info, record_path)
+    write_image(folder, image, info, in_slices=in_slices)
 
 
-def is_stored(folder: Path, case_id: str, inputs: Sequence[tuple[str, int, int]]) -> bool:
-    """Whether the store holds this case, made from exactly these inputs."""
+def write_image(
+    folder: Path, image: Float32[np.ndarray, "channel z y x"], info: StoredCase, *, in_slices: bool
+) -> None:
+    """Write the image of a case, and its record last; as `write_case`, for a case without labels."""
+    _forget(folder, info.id)
+    half = loses_nothing_in_half(image)
+    _write_array(folder / f"{info.id}{IMAGE_ENDING}", image.astype(np.float16) if half else image, in_slices)
+    write_record(info, folder / f"{info.id}{RECORD_ENDING}")
+
+
+def _forget(folder: Path, case_id: str) -> None:
+    """Without its record a case does not count as stored."""
     path = folder / f"{case_id}{RECORD_ENDING}"
-    arrays = [folder / f"{case_id}{ending}" for ending in (IMAGE_ENDING, LABELS_ENDING, FOREGROUND_ENDING)]
+    try:
+        path.unlink(missing_ok=True)
+    except OSError as error:
+        raise storage_error(error, path) from error
+
+
+def is_stored(folder: Path, case_id: str, inputs: Sequence[tuple[str, int, int]], labelled: bool = True) -> bool:
+    """Whether the store holds this case, made from exactly these inputs; its image alone will do unless `labelled`."""
+    path = folder / f"{case_id}{RECORD_ENDING}"
+    endings = (IMAGE_ENDING, LABELS_ENDING, FOREGROUND_ENDING) if labelled else (IMAGE_ENDING,)
+    arrays = [folder / f"{case_id}{ending}" for ending in endings]
     if not all(file.is_file() for file in (path, *arrays)):
         return False
     try:

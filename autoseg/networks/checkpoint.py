@@ -33,6 +33,35 @@ def save_weights(network: nn.Module, path: Path) -> str:
     return _write_tensors(network.state_dict(), path)
 
 
+def save_tensors(tensors: Mapping[str, Tensor], path: Path) -> str:
+    """Write named tensors atomically; returns the SHA-256 of the file."""
+    return _write_tensors(tensors, path)
+
+
+def read_tensors(path: Path) -> tuple[dict[str, Tensor], str]:
+    """Named tensors of a safetensors file and its SHA-256; UserError where it is absent or damaged."""
+    content = _read_bytes(path)
+    return _parse(content, path), hashlib.sha256(content).hexdigest()
+
+
+def load_backbone(network: Segmenter, weights: Mapping[str, Tensor], source: str) -> int:
+    """Copy every weight but those of the task heads, which stay; returns their number.
+
+    Raises
+    ------
+    UserError : a weight is missing, unexpected or has another shape; all of them are listed.
+    """
+    expected = network.backbone_state()
+    given = {name: value for name, value in weights.items() if not network.is_task_head(name)}
+    if problems := differences(expected, given):
+        raise all_of(problems, f"{source} does not fit this network ({len(problems)} tensors differ):",
+                     "Pretrain this network (autoseg pretrain-init), or train from scratch (--init scratch).")
+    with torch.no_grad():
+        for name, value in expected.items():
+            value.copy_(given[name])
+    return len(expected)
+
+
 def load_weights(network: nn.Module, path: Path) -> None:
     """Load weights of exactly this network.
 
@@ -45,7 +74,11 @@ def load_weights(network: nn.Module, path: Path) -> None:
 
 def misfits(network: nn.Module, weights: Mapping[str, Tensor]) -> list[str]:
     """One line for every weight that is missing, unexpected or has another shape than the network's."""
-    expected = network.state_dict()
+    return differences(network.state_dict(), weights)
+
+
+def differences(expected: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> list[str]:
+    """One line for every tensor that `weights` lacks, has in excess, or has in another shape."""
     missing = [f"{name}: missing" for name in expected if name not in weights]
     unexpected = [f"{name}: not a weight of this network" for name in weights if name not in expected]
     misshapen = [

@@ -1,6 +1,6 @@
 """`swin-unetr` and `mednext`: MONAI's networks, driven by a plan that halves every axis alike."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from monai.networks.nets.mednext import MedNeXt as MonaiMedNeXt
@@ -57,6 +57,31 @@ class SwinUNETR(Segmenter):
     def forward_all(self, x: Tensor) -> list[Tensor]:
         """The logits alone: Swin UNETR has no deep supervision."""
         return [self(x)]
+
+    def task_heads(self) -> tuple[str, ...]:
+        """The one head."""
+        return ("body.out",)
+
+    def _encode(self, x: Tensor) -> list[Tensor]:
+        """The first skip at full resolution; the transformer's four finer maps; the residual block of its last.
+
+        The transformer's maps are normalized over the channels at every voxel, as the body's forward asks for.
+        """
+        self.check_shape(x)
+        get = self.body.get_submodule
+        *states, last = get("swinViT")(x)
+        return [get("encoder1")(x), *states, get("encoder10")(last)]
+
+    def _decode(self, encoded: list[Tensor]) -> Iterator[Tensor]:
+        """As the body's forward. The coarsest skip is the transformer's own map, the next three pass a block."""
+        get = self.body.get_submodule
+        features = encoded.pop()
+        for level in reversed(range(SWIN_HALVINGS)):
+            skip = encoded.pop()
+            if 0 < level < SWIN_HALVINGS - 1:
+                skip = get(f"encoder{level + 1}")(skip)
+            features = get(f"decoder{level + 1}")(features, skip)
+            yield features
 
     def initialize(self) -> None:
         """MONAI's first weights, and its index of relative positions."""
@@ -116,32 +141,34 @@ class MedNeXt(Segmenter):
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits at the resolution of the input."""
-        logits: Tensor = self.body.out_0(self._decode(x)[0])
+        logits: Tensor = self.body.out_0(self._finest_features(x))
         return logits
 
     def forward_all(self, x: Tensor) -> list[Tensor]:
         """Logits of all five levels, finest first."""
-        finest, *coarser = self._decode(x)
-        heads = reversed(list(self.body.out_blocks))
-        return [self.body.out_0(finest), *(head(features) for head, features in zip(heads, coarser, strict=True))]
+        maps = self.feature_maps(x)
+        heads = [self.body.out_0, *reversed(self.body.out_blocks)]
+        return [head(features) for head, features in zip(heads, (*maps.decoder, maps.encoder[-1]), strict=True)]
 
-    def _decode(self, x: Tensor) -> list[Tensor]:
-        """Features of every decoder level, finest first, the bottleneck's last.
+    def task_heads(self) -> tuple[str, ...]:
+        """The heads of all five levels, finest first, the bottleneck's last."""
+        return ("body.out_0", *(f"body.out_blocks.{step}" for step in reversed(range(MEDNEXT_HALVINGS))))
 
-        MONAI's own forward gives the coarser levels in training only, and cannot leave them out there.
-        """
+    # MONAI's own forward gives the coarser levels in training only, and cannot leave them out there.
+    def _encode(self, x: Tensor) -> list[Tensor]:
         self.check_shape(x)
-        body, skips = self.body, []
+        body, encoded = self.body, []
         x = body.stem(x)
         for stage, down in zip(body.enc_stages, body.down_blocks, strict=True):
-            skips.append(stage(x))
-            x = down(skips[-1])
-        x = body.bottleneck(x)
-        features = [x]
-        for up, stage in zip(body.up_blocks, body.dec_stages, strict=True):
-            x = stage(up(x) + skips.pop())
-            features.insert(0, x)
-        return features
+            encoded.append(stage(x))
+            x = down(encoded[-1])
+        return [*encoded, body.bottleneck(x)]
+
+    def _decode(self, encoded: list[Tensor]) -> Iterator[Tensor]:
+        x = encoded.pop()
+        for up, stage in zip(self.body.up_blocks, self.body.dec_stages, strict=True):
+            x = stage(up(x) + encoded.pop())
+            yield x
 
     def initialize(self) -> None:
         """Each layer's own first weights, as torch draws them."""

@@ -1,6 +1,8 @@
 """What every network of ours can do, whatever its inside."""
 
 from abc import abstractmethod
+from collections import deque
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from torch import Tensor, nn
@@ -20,6 +22,18 @@ class Part:
     block: str
     module: nn.Module
     attends: bool = False
+
+
+@dataclass(frozen=True)
+class FeatureMaps:
+    """What a network computes on the way to its logits: maps (batch, channel, *shape), finest first.
+
+    The last of `encoder` is the bottleneck. `decoder` has no bottleneck; its first map has the patch's shape and is
+    what the finest head sees. Every shape divides the patch's along every axis.
+    """
+
+    encoder: tuple[Tensor, ...]
+    decoder: tuple[Tensor, ...]
 
 
 class Segmenter(nn.Module):
@@ -47,6 +61,39 @@ class Segmenter(nn.Module):
     @abstractmethod
     def parts(self) -> list[Part]:
         """The stages in the order of computation; together they hold every weight."""
+
+    @abstractmethod
+    def task_heads(self) -> tuple[str, ...]:
+        """The layers that map features to classes, by their names in the state dict; that of the finest level first.
+
+        Everything else is the backbone, whose weights fit any number of classes.
+        """
+
+    @abstractmethod
+    def _encode(self, x: Tensor) -> list[Tensor]:
+        """The encoder's maps, finest first, the bottleneck last. Raises what `check_shape` raises."""
+
+    @abstractmethod
+    def _decode(self, encoded: list[Tensor]) -> Iterator[Tensor]:
+        """The decoder's maps, coarsest first; takes those of the encoder out of the list, so that each can be freed."""
+
+    def feature_maps(self, x: Tensor) -> FeatureMaps:
+        """The maps that `forward` computes of the same images, all of them kept; no logits."""
+        encoder = self._encode(x)
+        decoder = tuple(self._decode(list(encoder)))
+        return FeatureMaps(tuple(encoder), decoder[::-1])
+
+    def _finest_features(self, x: Tensor) -> Tensor:
+        """The decoder's first map alone; the others are freed once they are used."""
+        return deque(self._decode(self._encode(x)), maxlen=1).pop()
+
+    def is_task_head(self, name: str) -> bool:
+        """Whether the tensor of this name in the state dict belongs to one of `task_heads`."""
+        return any(name.startswith(f"{head}.") for head in self.task_heads())
+
+    def backbone_state(self) -> dict[str, Tensor]:
+        """The state dict without the task heads; not copied."""
+        return {name: value for name, value in self.state_dict().items() if not self.is_task_head(name)}
 
     def check_shape(self, x: Tensor) -> None:
         """UserError where the image is no patch that the weights fit."""

@@ -7,7 +7,7 @@ Nothing depends on the patch's shape.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -263,16 +263,31 @@ class UNet(Segmenter):
     def _levels(self) -> list[DecoderLevel]:
         return list(self.decoder)  # type: ignore[arg-type]
 
+    def task_heads(self) -> tuple[str, ...]:
+        """The head of every decoder level, finest first, with that which the loss does not supervise."""
+        return tuple(f"decoder.{index}.head" for index in reversed(range(len(self.decoder))))
+
     def _logits(self, x: Tensor, levels: int) -> list[Tensor]:
-        checkpointed = self.checkpointed_stages if torch.is_grad_enabled() and self.training else 0
-        *skips, x = self.encoder(x, checkpointed)
         logits: list[Tensor] = []
-        for remaining, level in zip(range(len(self.decoder), 0, -1), self._levels(), strict=True):
-            skip = skips.pop()
-            x = checkpoint(level, x, skip, use_reentrant=False) if remaining <= checkpointed else level(x, skip)
+        decoded = self._decode(self._encode(x))
+        for remaining, level, features in zip(range(len(self.decoder), 0, -1), self._levels(), decoded, strict=True):
             if remaining <= levels:
-                logits.insert(0, level.logits(x))
+                logits.insert(0, level.logits(features))
         return logits
+
+    def _encode(self, x: Tensor) -> list[Tensor]:
+        encoded: list[Tensor] = self.encoder(x, self._checkpointed())
+        return encoded
+
+    def _decode(self, encoded: list[Tensor]) -> Iterator[Tensor]:
+        checkpointed, x = self._checkpointed(), encoded.pop()
+        for remaining, level in zip(range(len(self.decoder), 0, -1), self._levels(), strict=True):
+            skip = encoded.pop()
+            x = checkpoint(level, x, skip, use_reentrant=False) if remaining <= checkpointed else level(x, skip)
+            yield x
+
+    def _checkpointed(self) -> int:
+        return self.checkpointed_stages if torch.is_grad_enabled() and self.training else 0
 
 
 def _stage_text(architecture: ArchitectureName, topology: Topology, stage: int) -> str:

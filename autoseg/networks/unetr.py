@@ -6,7 +6,7 @@ are, name for name, those of `monai.networks.nets.UNETR`, and the logits are equ
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from monai.networks.blocks.dynunet_block import UnetOutBlock, UnetResBlock, get_conv_layer
 from monai.networks.blocks.unetr_block import UnetrBasicBlock, UnetrUpBlock
@@ -61,19 +61,30 @@ class UNETR(Segmenter):
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits at the resolution of the input."""
-        self.check_shape(x)
-        *states, features = self.vit(x)
-        skips = [self.encoder1(x)]
-        for level, state in enumerate(states, start=1):
-            skips.append(self.get_submodule(f"encoder{level + 1}")(state))
-        for level in reversed(range(self.depth)):
-            features = self.get_submodule(f"decoder{level + 2}")(features, skips[level])
-        logits: Tensor = self.out(features)
+        logits: Tensor = self.out(self._finest_features(x))
         return logits
 
     def forward_all(self, x: Tensor) -> list[Tensor]:
         """The logits alone: UNETR has no deep supervision."""
         return [self(x)]
+
+    def task_heads(self) -> tuple[str, ...]:
+        """The one head."""
+        return ("out",)
+
+    def _encode(self, x: Tensor) -> list[Tensor]:
+        """The first skip at full resolution; the hidden states that the other skips take, as maps; the output's map."""
+        self.check_shape(x)
+        states: list[Tensor] = self.vit(x)
+        return [self.encoder1(x), *states]
+
+    def _decode(self, encoded: list[Tensor]) -> Iterator[Tensor]:
+        features = encoded.pop()
+        for level in range(1, self.depth):
+            encoded[level] = self.get_submodule(f"encoder{level + 1}")(encoded[level])
+        for level in reversed(range(self.depth)):
+            features = self.get_submodule(f"decoder{level + 2}")(features, encoded.pop())
+            yield features
 
     def initialize(self) -> None:
         """MONAI's first weights: each layer's own, positions from the normal distribution (0, 0.02)."""

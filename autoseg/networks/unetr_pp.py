@@ -8,7 +8,7 @@ convolutions). So a training step draws random numbers, and statistics of traini
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -223,19 +223,33 @@ class UNETRPlusPlus(Segmenter):
         """Logits of the three finest levels (fewer in a shallower network), finest first."""
         return self._logits(x, self.supervised_levels)
 
+    def task_heads(self) -> tuple[str, ...]:
+        """The heads of the supervised levels, finest first; the others have none."""
+        last = len(self.decoder) - 1
+        return tuple(f"decoder.{last - level}.head" for level in range(self.supervised_levels))
+
     def _logits(self, image: Tensor, levels: int) -> list[Tensor]:
-        self.check_shape(image)
-        skips, x = [self.image_skip(image)], image
+        logits: list[Tensor] = []
+        decoded, stages = self._decode(self._encode(image)), self._decoder_stages()
+        for remaining, stage, features in zip(range(len(stages), 0, -1), stages, decoded, strict=True):
+            if remaining <= levels:
+                logits.insert(0, stage.logits(features))
+        return logits
+
+    def _encode(self, x: Tensor) -> list[Tensor]:
+        """The image's skip, the output of every stage."""
+        self.check_shape(x)
+        encoded = [self.image_skip(x)]
         for stage in self.encoder:
             x = stage(x)
-            skips.append(x)
-        x = skips.pop()
-        logits: list[Tensor] = []
-        for remaining, stage in zip(range(len(self.decoder), 0, -1), self._decoder_stages(), strict=True):
-            x = stage(x, skips.pop())
-            if remaining <= levels:
-                logits.insert(0, stage.logits(x))
-        return logits
+            encoded.append(x)
+        return encoded
+
+    def _decode(self, encoded: list[Tensor]) -> Iterator[Tensor]:
+        x = encoded.pop()
+        for stage in self._decoder_stages():
+            x = stage(x, encoded.pop())
+            yield x
 
     def _decoder_stages(self) -> list[DecoderStage]:
         return list(self.decoder)  # type: ignore[arg-type]

@@ -5,7 +5,7 @@ The probabilities and ranges are nnU-Net v2's (`nnUNetTrainer.get_training_trans
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -36,6 +36,8 @@ class DrawSettings:
     ----------
     mirror_axes : positions in the patch (plan order) that may be mirrored.
     augment : False leaves the patches as they are stored.
+    keep_detail : of the intensity changes only those that map values one to one are made (brightness, contrast,
+        gamma): none that adds noise or takes detail away, which no network could restore.
     is_validation : validation draws come from a stream of their own, so both may use the same seed.
     foreground_fraction : share of a batch that is centered on foreground, rounded as nnU-Net does.
     """
@@ -43,6 +45,7 @@ class DrawSettings:
     seed: int
     mirror_axes: tuple[int, ...] = ()
     augment: bool = True
+    keep_detail: bool = False
     is_validation: bool = False
     foreground_fraction: float = 0.33
 
@@ -155,6 +158,12 @@ def draw_intensity(rng: np.random.Generator, channels: int, patch_shape: Sequenc
         inverted_gamma=_draw_factors(rng, INVERTED_GAMMA_PROBABILITY, channels, GAMMA_RANGE),
         gamma=_draw_factors(rng, GAMMA_PROBABILITY, channels, GAMMA_RANGE),
     )
+
+
+def without_loss(draw: IntensityDraw) -> IntensityDraw:
+    """The draw without noise, blur and lower resolution; the rest is as drawn."""
+    nothing: tuple[None, ...] = (None,) * len(draw.brightness)
+    return replace(draw, noise=None, blur=nothing, low_resolution=nothing)
 
 
 def draw_mirror(rng: np.random.Generator, axes: Sequence[int]) -> tuple[int, ...]:

@@ -15,7 +15,7 @@ from autoseg.progress import ProgressBar, progress
 from autoseg.schema import OptimizerPlan
 from autoseg.training.journal import EpochMetrics
 from autoseg.training.losses import deep_supervision_loss, dice_counts
-from autoseg.training.optimization import clip_gradients, scheduled_rate
+from autoseg.training.optimization import scheduled_rate, update_weights
 from autoseg.training.settings import TrainSettings
 from autoseg.training.streaming import PatchSource
 
@@ -149,17 +149,10 @@ def train_step(job: TrainingJob, step: int, image: Tensor, labels: Tensor, rate:
     image : (batch, channel, *patch) float32; labels : (batch, *patch) integers. `rate` is the learning rate.
     """
     seed_layers(job.seed, step)
-    for group in job.optimizer.param_groups:
-        group["lr"] = rate
-    job.optimizer.zero_grad(set_to_none=True)
     with torch.autocast(job.device.type, DTYPES[job.precision], enabled=job.precision != "float32"):
         logits = job.network.forward_all(image)
     loss = deep_supervision_loss(logits, labels, job.batch_dice)
-    job.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
-    job.scaler.unscale_(job.optimizer)
-    clip_gradients(job.network, job.optimizer_plan.gradient_clip)
-    job.scaler.step(job.optimizer)
-    job.scaler.update()
+    update_weights(loss, job.network, job.optimizer, job.scaler, job.optimizer_plan.gradient_clip, rate)
     return loss.detach()
 
 

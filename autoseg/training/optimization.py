@@ -85,6 +85,21 @@ def clip_gradients(network: nn.Module, limit: float) -> torch.Tensor:
     return torch.nn.utils.clip_grad_norm_(network.parameters(), limit)
 
 
+def update_weights(
+    loss: torch.Tensor, network: nn.Module, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler,
+    clip: float, rate: float,
+) -> None:  # fmt: skip
+    """One update at the learning rate `rate`: gradients of the (for float16 scaled) loss, clipped, into the weights."""
+    for group in optimizer.param_groups:
+        group["lr"] = rate
+    optimizer.zero_grad(set_to_none=True)
+    scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+    scaler.unscale_(optimizer)
+    clip_gradients(network, clip)
+    scaler.step(optimizer)
+    scaler.update()
+
+
 def describe_optimizer(plan: OptimizerPlan) -> str:
     """One line for people: the optimizer and its constants."""
     momentum = f"{plan.momentum:g}" if plan.second_momentum is None else f"{plan.momentum:g}/{plan.second_momentum:g}"

@@ -79,11 +79,13 @@ def draw_sample(
     start = placement.draw_start(rng, case.info.shape, patch, placed, voxel)
     if not settings.augment:
         return SampleDraw(case=position, start=start)
+    matrix = draws.draw_matrix(rng, patch_shape)
+    intensity = draws.draw_intensity(rng, reader.channels, patch_shape)
     return SampleDraw(
         case=position,
         start=start,
-        matrix=draws.draw_matrix(rng, patch_shape),
-        intensity=draws.draw_intensity(rng, reader.channels, patch_shape),
+        matrix=matrix,
+        intensity=draws.without_loss(intensity) if settings.keep_detail else intensity,
         mirror=draws.draw_mirror(rng, settings.mirror_axes),
     )
 

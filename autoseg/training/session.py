@@ -2,19 +2,20 @@
 
 import logging
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from autoseg.data.parallel import default_workers
 from autoseg.data.store import Store
 from autoseg.errors import UserError
 from autoseg.networks.builder import build_network
-from autoseg.networks.checkpoint import load_resume, read_resume_facts, save_resume, write_model
+from autoseg.networks.checkpoint import load_backbone, load_resume, read_resume_facts, save_resume, write_model
 from autoseg.networks.segmenter import Segmenter
 from autoseg.progress import readable_seconds
 from autoseg.records import content_hash
@@ -33,12 +34,29 @@ ResumeFacts = dict[str, Any]
 logger = logging.getLogger("autoseg")
 
 
+@dataclass(frozen=True)
+class FirstWeights:
+    """Weights to begin with: tensors of the backbone by name, where they came from, the hash of their file.
+
+    `tensors` is None for a training that is continued: its own state holds the weights.
+    """
+
+    tensors: Mapping[str, Tensor] | None
+    source: str
+    sha256: str
+
+    @property
+    def facts(self) -> dict[str, str]:
+        """What a model records of them."""
+        return {"init": self.source, "init_sha256": self.sha256}
+
+
 @dataclass(frozen=True, kw_only=True)
 class Session:
     """What is to be trained, on what, and where it goes.
 
     `optimizer`: as the settings resolve the plan's (`resolve_optimizer`). `train_ids`, `validation_ids`: cases of the
-    store. `folder`: models/<name>/<configuration>/fold_<k>.
+    store. `folder`: models/<name>/<configuration>/fold_<k>. `first_weights`: None draws them.
     """
 
     plan: Plan
@@ -55,6 +73,7 @@ class Session:
     folder: Path
     device: torch.device
     versions: dict[str, str]
+    first_weights: FirstWeights | None = None
 
     @property
     def network_plan(self) -> NetworkPlan:
@@ -77,6 +96,13 @@ def replace_record(network: NetworkPlan, **changes: object) -> NetworkPlan:
     return NetworkPlan.model_validate({**network.model_dump(), **changes})
 
 
+def read_started_with(folder: Path) -> FirstWeights | None:
+    """The first weights that the resumable training in a model folder began with, by name and hash."""
+    facts = read_resume_facts(folder / "resume") or {}
+    begun = facts.get("init")
+    return None if begun is None else FirstWeights(None, begun["init"], begun["init_sha256"])
+
+
 def read_resume_settings(folder: Path) -> TrainSettings | None:
     """The settings that the resumable state in a model folder was trained with; None where there is none."""
     facts = read_resume_facts(folder / "resume")
@@ -96,6 +122,10 @@ def train_session(session: Session, resume: bool, stop: Callable[[int], bool]) -
     torch.manual_seed(session.seed)
     plan = session.plan
     built = build_network(session.architecture, session.network_plan, len(plan.channel_names), len(plan.labels))
+    if session.first_weights is not None and session.first_weights.tensors is not None and facts is None:
+        count = load_backbone(built, session.first_weights.tensors, session.first_weights.source)
+        logger.info("first weights: %d tensors of %s; the heads for this dataset's labels are drawn", count,
+                    session.first_weights.source)
     network = to_device_layout(built, session.device)
     mirrored, why = mirror_positions(plan, session.configuration, session.settings.mirror)
     logger.info("%s", why)
@@ -155,7 +185,8 @@ def _matching_facts(session: Session) -> ResumeFacts:
         raise UserError(f"{session.folder} holds no training to continue.\nRun without --resume to start one.")
     asked = _facts(session)
     compared = {"plan_hash": "the plan", "cases": "the fold's cases", "seed": "--seed", "batch_size": "the batch size",
-                "optimizer": "the optimizer"}
+                "optimizer": "the optimizer", "init": "the first weights (--init)"}
+    facts.setdefault("init", None)  # begun before there were any
     if absent := [name for name in compared if name not in facts]:
         raise UserError(f"--resume: {session.folder} was begun by another version of autoseg ({', '.join(absent)} "
                         "not recorded).\nContinue with that version, or start anew with --overwrite.")
@@ -173,7 +204,9 @@ def _matching_facts(session: Session) -> ResumeFacts:
 def _facts(session: Session) -> ResumeFacts:
     return {"plan_hash": session.plan_hash, "cases": content_hash([session.train_ids, session.validation_ids]),
             "seed": session.seed, "batch_size": session.network_plan.batch_size,
-            "optimizer": session.optimizer.model_dump(mode="json"), "settings": session.settings.flat()}
+            "optimizer": session.optimizer.model_dump(mode="json"),
+            "init": None if session.first_weights is None else session.first_weights.facts,
+            "settings": session.settings.flat()}
 
 
 def _save(session: Session, job: TrainingJob, state: LoopState) -> None:
@@ -195,7 +228,8 @@ def _info(session: Session, mirrored: tuple[int, ...], job: TrainingJob, state: 
         network=session.network_plan, is_2d=plan.is_2d, file_ending=plan.file_ending,
         channel_names=plan.channel_names, labels=plan.labels, store=session.store.record, mirror_axes=mirrored,
         training={**session.settings.flat(), "seed": session.seed, "used_precision": job.precision,
-                  "device": str(session.device)},
+                  "device": str(session.device),
+                  **({} if session.first_weights is None else session.first_weights.facts)},
         steps=state.step, seconds=round(state.seconds, 2), plan_hash=session.plan_hash, weights_sha256="",
         versions=session.versions,
     )

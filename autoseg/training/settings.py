@@ -48,6 +48,7 @@ class TrainSettings:
     max_batch_size : an upper bound on the plan's batch size (small machines); None keeps the plan's.
     optimizer : `auto` is the plan's.
     sgd, adamw : numbers for the case that this optimizer is used; sections [sgd] and [adamw] of a preset.
+    pretraining : numbers of `pretrain-init`'s optimizer (AdamW); section [pretraining].
     learning_rate : of the optimizer that is used, whichever it is; from the command line, and beats all others.
     rate_power : after the warm-up the rate falls as (1 − progress)^rate_power.
     foreground_fraction : share of each batch's patches that must contain foreground.
@@ -63,6 +64,7 @@ class TrainSettings:
     optimizer: OptimizerChoice = "auto"
     sgd: OptimizerSettings = field(default_factory=OptimizerSettings)
     adamw: OptimizerSettings = field(default_factory=OptimizerSettings)
+    pretraining: OptimizerSettings = field(default_factory=OptimizerSettings)
     learning_rate: float | None = None
     rate_power: float = 0.9
     foreground_fraction: float = 0.33
@@ -140,7 +142,7 @@ def override(settings: TrainSettings, **choices: object) -> TrainSettings:
 
 
 def _settings_from(content: dict[str, object], source: str) -> TrainSettings:
-    problems = [f"  - {key}: put it into the section of an optimizer, [sgd] or [adamw]"
+    problems = [f"  - {key}: put it into the section of an optimizer, [sgd], [adamw] or [pretraining]"
                 for key in content if key in OPTIMIZER_KEYS]
     problems += _problems(TrainSettings, {key: value for key, value in content.items() if key not in OPTIMIZER_KEYS})
     if problems:

@@ -3,15 +3,16 @@
 import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
 
-from autoseg.data.store import CaseArrays, Store, load_case_arrays, open_case, stored_bytes
+from autoseg.data.store import CaseArrays, Store, array_bytes, in_memory, open_case
 from autoseg.errors import UserError
-from autoseg.schema import NetworkPlan
+from autoseg.schema import NetworkPlan, StoreRecord
 from autoseg.training.batches import Batch, BatchForm, StagedStep, finish, stage
 from autoseg.training.draws import DrawSettings
 from autoseg.training.patches import RawSample, StepReader
@@ -45,7 +46,10 @@ class PatchSource:
         return stage(self._read(step), self._form)
 
 
-@contextmanager
+CaseOpener = Callable[[], CaseArrays]
+"""Opens one case, memory-mapped."""
+
+
 def open_patches(
     store: Store,
     case_ids: Sequence[str],
@@ -54,27 +58,40 @@ def open_patches(
     device: torch.device,
     memory_budget_bytes: int,
     workers: int,
-) -> Iterator[PatchSource]:
-    """Batches of `network`'s patch shape and batch size from cases of a store.
+) -> AbstractContextManager[PatchSource]:
+    """Batches of `network`'s patch shape and batch size from cases of a store; as `open_case_patches`.
 
-    When the cases take at most `memory_budget_bytes` they are kept in memory; otherwise `workers` processes read
-    patches from the disk. On CUDA a background thread prepares the next step in pinned memory.
     Raises UserError when there are no cases, one cannot be read, or a worker is killed.
     """
     if not case_ids:
         raise UserError(
             f"{store.folder}: there are no cases to draw patches from; at least one was expected. Choose another fold."
         )
-    resident = stored_bytes(store, case_ids) <= memory_budget_bytes
-    open_at = (
-        _Resident(tuple(load_case_arrays(store, case_id) for case_id in case_ids))
-        if resident
-        else _OnDisk(store, tuple(case_ids))
-    )
-    form = _batch_form(store, network, device)
+    openers = [partial(open_case, store, case_id) for case_id in case_ids]
+    return open_case_patches(openers, store.record, network, draws, device, memory_budget_bytes, workers)
+
+
+@contextmanager
+def open_case_patches(
+    openers: Sequence[CaseOpener],
+    record: StoreRecord,
+    network: NetworkPlan,
+    draws: DrawSettings,
+    device: torch.device,
+    memory_budget_bytes: int,
+    workers: int,
+) -> Iterator[PatchSource]:
+    """Batches of `network`'s patch shape and batch size from cases that were prepared as `record` says.
+
+    When the cases take at most `memory_budget_bytes` they are kept in memory; otherwise `workers` processes read
+    patches from the disk. On CUDA a background thread prepares the next step in pinned memory.
+    """
+    resident = sum(array_bytes(opener()) for opener in openers) <= memory_budget_bytes
+    open_at = _Resident(tuple(in_memory(opener()) for opener in openers)) if resident else _OnDisk(tuple(openers))
+    form = _batch_form(record, network, device)
     reader = StepReader(
         open_case=open_at,
-        case_count=len(case_ids),
+        case_count=len(openers),
         channels=form.channels,
         settings=draws,
         patch_shape=network.patch_shape,
@@ -123,11 +140,10 @@ class _Resident:
 class _OnDisk:
     """Opens memory-mapped cases; none stays open, so thousands of cases need no file handles."""
 
-    store: Store
-    case_ids: tuple[str, ...]
+    openers: tuple[CaseOpener, ...]
 
     def __call__(self, position: int) -> CaseArrays:
-        return open_case(self.store, self.case_ids[position])
+        return self.openers[position]()
 
 
 def _streamed(reader: StepReader, workers: int, stack: ExitStack) -> Callable[[int], Sequence[RawSample]]:
@@ -137,13 +153,13 @@ def _streamed(reader: StepReader, workers: int, stack: ExitStack) -> Callable[[i
     return stack.enter_context(streamed_steps(reader, workers)).read
 
 
-def _batch_form(store: Store, network: NetworkPlan, device: torch.device) -> BatchForm:
-    channels = store.record.normalization
+def _batch_form(record: StoreRecord, network: NetworkPlan, device: torch.device) -> BatchForm:
+    channels = record.normalization
     return BatchForm(
         patch_shape=network.patch_shape,
         channels=len(channels),
         device=device,
-        label_dtype=torch.uint8 if len(store.record.labels) <= 256 else torch.int16,
+        label_dtype=torch.uint8 if len(record.labels) <= 256 else torch.int16,
         masked_channels=tuple(position for position, channel in enumerate(channels) if channel.within_nonzero),
     )
 

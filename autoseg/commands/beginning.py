@@ -1,0 +1,106 @@
+"""What `train --init` means in a run folder: which first weights, and the name that the model gets from them."""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from autoseg.errors import UserError
+from autoseg.initialization.transfer import init_folder, is_finished, read_foreign_weights, read_init
+from autoseg.schema import ArchitectureName, ConfigurationName, NetworkPlan, StoreRecord
+from autoseg.training.session import FirstWeights, read_started_with
+
+logger = logging.getLogger("autoseg")
+
+
+@dataclass(frozen=True)
+class Asked:
+    """The options of `train` that decide how it begins. `name` is None where the user gave none."""
+
+    run: Path
+    name: str | None
+    architecture: ArchitectureName
+    configuration: ConfigurationName
+    fold: str
+    init: str
+    resume: bool
+
+
+@dataclass(frozen=True)
+class Beginning:
+    """How a training begins.
+
+    Attributes
+    ----------
+    source : the folder of first weights; None: drawn. `is_own`: it is this run's, for this fold and name.
+    continued : what a training that is resumed began with; its state holds the weights.
+    """
+
+    model_name: str
+    source: Path | None = None
+    is_own: bool = False
+    continued: FirstWeights | None = None
+
+    def read(
+        self, planned: tuple[ArchitectureName, NetworkPlan, StoreRecord], validation_ids: Sequence[str]
+    ) -> FirstWeights | None:
+        """The first weights, checked against the plan; None where they are drawn. Raises what reading them raises."""
+        if self.source is None:
+            return self.continued
+        return read_init(self.source, planned) if self.is_own else read_foreign_weights(
+            self.source, planned, validation_ids)
+
+
+def model_folder(run: Path, name: str, configuration: ConfigurationName, fold: str) -> Path:
+    """Where a run keeps a fold of a model."""
+    return run / "models" / name / configuration / f"fold_{fold}"
+
+
+def check_name(name: str) -> str:
+    """The name, where it can name a folder; else a UserError."""
+    if not name.replace("+", "").replace("-", "").replace("_", "").replace(".", "").isalnum():
+        raise UserError(f"--name {name!r}: letters, digits and + - _ . were expected.")
+    return name
+
+
+def choose_beginning(asked: Asked) -> Beginning:
+    """Which first weights a training takes; without --name the model is called after the network, "+init" with them.
+
+    `auto` takes what `pretrain-init` left for this fold and name, and says so. A resumed training keeps what it began
+    with.
+    """
+    own = init_folder(asked.run, asked.name or asked.architecture, asked.configuration, asked.fold)
+    with_init = asked.name or f"{asked.architecture}+init"
+    if asked.resume and asked.init == "auto":
+        return _continued(asked, with_init)
+    if asked.init == "scratch":
+        return Beginning(asked.name or asked.architecture)
+    if asked.init != "auto":
+        return Beginning(with_init, Path(asked.init))
+    if is_finished(own):
+        logger.info("--init auto: first weights from %s", own)
+        return Beginning(with_init, own, is_own=True)
+    _say_none(asked, own)
+    return Beginning(asked.name or asked.architecture)
+
+
+def _continued(asked: Asked, with_init: str) -> Beginning:
+    """The training to continue: with first weights where one is under way, else the one from scratch."""
+    for name in dict.fromkeys((with_init, asked.name or asked.architecture)):
+        folder = model_folder(asked.run, name, asked.configuration, asked.fold)
+        if (folder / "resume").is_dir():
+            return Beginning(name, continued=read_started_with(folder))
+    return Beginning(asked.name or asked.architecture)
+
+
+def _say_none(asked: Asked, own: Path) -> None:
+    """One line where first weights exist that are not taken, because of their name or because they are unfinished."""
+    if (own / "resume").is_dir():
+        logger.warning("--init auto: the pretraining in %s has not finished, so weights are drawn; finish it with "
+                       "`autoseg pretrain-init --resume`", own)
+        return
+    finished = (asked.run / "init").glob(f"*/{asked.configuration}/fold_{asked.fold}/init.json")
+    others = sorted(path.parents[2].name for path in finished)
+    if others:
+        logger.info("--init auto: weights are drawn; there are first weights for %s (--name, or --init %s)",
+                    ", ".join(others), init_folder(asked.run, others[0], asked.configuration, asked.fold))

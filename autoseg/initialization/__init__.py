@@ -1,0 +1,1 @@
+"""First weights from images without labels: the pretext tasks, what they are compared with, and their record."""

@@ -1,0 +1,347 @@
+"""One pretraining from images to first weights: builds the parts, resumes, runs the steps."""
+
+import json
+import logging
+import math
+import sys
+import time
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, ExitStack
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from autoseg.data.parallel import default_workers
+from autoseg.errors import UserError
+from autoseg.initialization.corruption import corrupt, draw_corruptions
+from autoseg.initialization.heads import PretextNetwork, feature_shapes
+from autoseg.initialization.images import ImageSet, ImageSource
+from autoseg.initialization.objective import Loss, pretext_loss
+from autoseg.initialization.record import InitMethod, PretextPlan
+from autoseg.initialization.schedule import Plateau, cosine_rate, progress_of
+from autoseg.networks.builder import build_network
+from autoseg.networks.checkpoint import load_resume, read_resume_facts, save_resume
+from autoseg.networks.segmenter import Segmenter
+from autoseg.progress import progress, readable_seconds
+from autoseg.records import content_hash, replacing, storage_error
+from autoseg.schema import ArchitectureName, ConfigurationName, NetworkPlan, OptimizerPlan, Plan, StoreRecord
+from autoseg.training.draws import DrawSettings
+from autoseg.training.loop import DTYPES, PATIENCE_STEPS, seed_layers
+from autoseg.training.mirroring import mirror_positions
+from autoseg.training.optimization import describe_optimizer, make_optimizer, update_weights
+from autoseg.training.probe import choose_precision, to_device_layout
+from autoseg.training.session import replace_record
+from autoseg.training.settings import TrainSettings
+from autoseg.training.streaming import PatchSource, default_memory_budget, open_case_patches
+
+EndedBy = Literal["steps", "time", "plateau"]
+METRICS_NAME = "metrics.jsonl"
+METRICS_LINES = 100
+RECENT_SHARE = 0.02
+"""Of a step in the running means that are shown: they forget over 50 steps."""
+
+logger = logging.getLogger("autoseg")
+
+
+@dataclass(frozen=True, kw_only=True)
+class InitSession:
+    """What is to be pretrained, on what, and where it goes.
+
+    `folder`: init/<name>/<configuration>/fold_<k>. `steps` at most, and `max_minutes` where it is given.
+    """
+
+    plan: Plan
+    configuration: ConfigurationName
+    architecture: ArchitectureName
+    name: str
+    fold: str
+    method: InitMethod
+    pretext: PretextPlan
+    settings: TrainSettings
+    optimizer: OptimizerPlan
+    steps: int
+    max_minutes: float | None
+    seed: int
+    store: StoreRecord
+    images: ImageSet
+    extra_folder: Path | None
+    folder: Path
+    device: torch.device
+    versions: dict[str, str]
+
+    @property
+    def network_plan(self) -> NetworkPlan:
+        """The plan's network, with the batch and the optimizer of this pretraining."""
+        planned = self.plan.configurations[self.configuration].networks[self.architecture]
+        limit = self.settings.max_batch_size or planned.batch_size
+        return replace_record(planned, batch_size=min(planned.batch_size, limit), optimizer=self.optimizer)
+
+    @property
+    def plan_hash(self) -> str:
+        """As `input_hash` of the plan's network."""
+        return input_hash(self.architecture, self.network_plan, self.store)
+
+
+def input_hash(architecture: ArchitectureName, network: NetworkPlan, store: StoreRecord) -> str:
+    """Changes with whatever shapes a network's weights or what it sees: topology, patch, spacing, normalization."""
+    shape = {"patch_shape", "topology"}
+    return content_hash([architecture, network.model_dump(mode="json", include=shape), store.model_dump(mode="json")])
+
+
+@dataclass
+class PretrainState:
+    """Where a pretraining stands; with weights and optimizer it is all that resuming needs.
+
+    `masked_error`, `order_accuracy`: running means of what is shown. `ended_by` is set at the end.
+    """
+
+    step: int = 0
+    seconds: float = 0.0
+    masked_error: float | None = None
+    order_accuracy: float | None = None
+    plateau: Plateau = field(default_factory=Plateau)
+    ended_by: EndedBy | None = None
+
+
+@dataclass(frozen=True)
+class Pretraining:
+    """The parts of a running pretraining. `means`, `deviations` (channel) on the device."""
+
+    session: InitSession
+    network: PretextNetwork
+    optimizer: torch.optim.Optimizer
+    scaler: torch.amp.GradScaler
+    patches: PatchSource
+    precision: str
+    means: Tensor
+    deviations: Tensor
+
+
+# ---------------------------------------------------------------- the whole
+def pretrain(
+    session: InitSession, resume: bool, stop: Callable[[int], bool]
+) -> tuple[PretextNetwork, PretrainState, str] | None:
+    """Pretrain to the end: the network, where it ended and its precision; None when `stop` ended it early.
+
+    `stop` is asked after every step with the number of steps done; a resumable state is written before it counts.
+
+    Raises
+    ------
+    UserError : resuming with other images, another plan or other settings; a diverging loss; a full disk.
+    """
+    facts = _matching_facts(session) if resume else None
+    torch.manual_seed(session.seed)
+    network = to_pretext(session)
+    for reason in session.pretext.reasons:
+        logger.info("%s", reason)
+    logger.info("optimizer: %s", describe_optimizer(session.optimizer))
+    with ExitStack() as stack:
+        running = _start(session, network, facts, stack)
+        state = _restore(session, running, facts) if facts else PretrainState()
+        _trim_metrics(session.folder / METRICS_NAME, state.step)
+        finished = _run(running, state, stop)
+        _save(running, state)
+    return (network, state, running.precision) if finished else None
+
+
+def to_pretext(session: InitSession) -> PretextNetwork:
+    """The planned network with its first weights and pretraining's heads, on the device."""
+    plan, network = session.plan, session.network_plan
+    channels = len(plan.channel_names)
+    built = build_network(session.architecture, network, channels, len(plan.labels))
+    shapes = feature_shapes(session.architecture, network, channels)
+    heads = PretextNetwork(built, shapes, session.images.means, session.pretext.slabs)
+    on_device: Segmenter = to_device_layout(built, session.device)
+    heads.network = on_device
+    return heads.to(session.device)
+
+
+def image_patches(
+    session: InitSession, sources: Sequence[ImageSource], draws: DrawSettings
+) -> AbstractContextManager[PatchSource]:
+    """Patches of images as the network takes them; nothing made from labels is opened."""
+    budgets = {"auto": default_memory_budget(), "resident": sys.maxsize, "streamed": 0}
+    return open_case_patches([source.open for source in sources], session.store, session.network_plan, draws,
+                             session.device, budgets[session.settings.caching], default_workers())
+
+
+def _start(
+    session: InitSession, network: PretextNetwork, facts: dict[str, Any] | None, stack: ExitStack
+) -> Pretraining:
+    axes, _ = mirror_positions(session.plan, session.configuration, session.settings.mirror)
+    if session.pretext.slabs is not None:  # a mirrored slab axis would make "first" and "last" the same
+        axes = tuple(axis for axis in axes if axis != 0)
+    draws = DrawSettings(seed=session.seed, foreground_fraction=0.0, mirror_axes=axes, keep_detail=True,
+                         augment=session.settings.augment)
+    precision = str(facts["precision"]) if facts else _precision(session, network)
+    return Pretraining(
+        session=session, network=network, optimizer=make_optimizer(network, session.optimizer),
+        scaler=torch.amp.GradScaler(session.device.type, enabled=precision == "float16"),
+        patches=stack.enter_context(image_patches(session, session.images.training, draws)), precision=precision,
+        means=torch.tensor(session.images.means, device=session.device),
+        deviations=torch.tensor(session.images.deviations, device=session.device),
+    )
+
+
+def _precision(session: InitSession, network: PretextNetwork) -> str:
+    if session.settings.precision != "auto":
+        return session.settings.precision
+    plan = session.network_plan
+    shape = (plan.batch_size, len(session.plan.channel_names), *plan.patch_shape)
+    probed = choose_precision(network.network, shape, session.device)
+    logger.info("precision: %s (%s)", probed.precision, probed.reason)
+    return probed.precision
+
+
+# ---------------------------------------------------------------- steps
+def _run(running: Pretraining, state: PretrainState, stop: Callable[[int], bool]) -> bool:
+    session = running.session
+    start, saved_at = time.perf_counter() - state.seconds, state.seconds
+    limit = None if session.max_minutes is None else 60 * session.max_minutes - state.seconds
+    pending: list[Loss] = []
+    state.ended_by = _end(session, state)
+    every = max(1, session.steps // METRICS_LINES)
+    with progress("pretrain", session.steps - state.step, "steps", limit) as bar:
+        while state.ended_by is None:
+            pending.append(pretrain_step(running, state))
+            state.step += 1
+            state.seconds = time.perf_counter() - start
+            stopped = stop(state.step)
+            noted = state.step % every == 0
+            due = state.seconds - saved_at >= 60 * session.settings.checkpoint_minutes
+            ended = _end(session, state)
+            if len(pending) >= PATIENCE_STEPS or noted or due or stopped or ended:
+                state.ended_by = _settle(running, state, pending) or ended
+            if noted or state.ended_by:
+                _note(session.folder / METRICS_NAME, state, running.optimizer)
+            if stopped and state.ended_by is None:
+                return False
+            if due:
+                _save(running, state)
+                saved_at = state.seconds
+            bar.advance(note=_shown(state))
+    return True
+
+
+def pretrain_step(running: Pretraining, state: PretrainState) -> Loss:
+    """One update of network and heads; its loss is still on the device."""
+    session, network = running.session, running.network
+    batch = running.patches.batch(state.step)
+    seed_layers(session.seed, state.step)
+    draws = draw_corruptions(session.pretext, session.network_plan.patch_shape, session.seed, state.step,
+                             len(batch.case_ids))
+    with torch.autocast(session.device.type, DTYPES[running.precision], enabled=running.precision != "float32"):
+        corrupted = corrupt(batch.image, draws, session.pretext, network.mask_value)
+        output = network(corrupted.image)
+    loss = pretext_loss(output, corrupted, session.pretext, running.means, running.deviations)
+    warmup = session.optimizer.warmup_share
+    done = progress_of(state.step, session.steps, state.seconds, session.max_minutes, warmup)
+    update_weights(loss.total, network, running.optimizer, running.scaler, session.optimizer.gradient_clip,
+                   cosine_rate(session.optimizer, done))
+    return Loss(loss.total.detach(), loss.masked_error, loss.order_accuracy)
+
+
+def _end(session: InitSession, state: PretrainState) -> EndedBy | None:
+    if state.step >= session.steps:
+        return "steps"
+    if session.max_minutes is not None and state.seconds >= 60 * session.max_minutes:
+        return "time"
+    return None
+
+
+def _settle(running: Pretraining, state: PretrainState, pending: list[Loss]) -> EndedBy | None:
+    """Fetch losses from the device into the running means; "plateau" where the error stopped falling.
+
+    A loss that is not a number ends the pretraining (float16: ten in a row; the scaler leaves such steps out).
+    """
+    totals = [float(loss.total) for loss in pending]
+    wrong = [total for total in totals if not math.isfinite(total)]
+    if wrong and (not running.scaler.is_enabled() or len(wrong) == len(totals) >= PATIENCE_STEPS):
+        raise UserError(f"The loss is {wrong[-1]} near step {state.step}: pretraining has diverged.\nLower the "
+                        f"learning rate, now {running.session.optimizer.learning_rate:g} (--learning-rate), or compute "
+                        "in float32 (precision = \"float32\" in a preset file, --preset FILE).")
+    ended: EndedBy | None = None
+    first = state.step - len(pending) + 1
+    for step, (loss, total) in enumerate(zip(pending, totals, strict=True), start=first):
+        if not math.isfinite(total):
+            continue
+        if loss.masked_error is not None:
+            state.masked_error = _running(state.masked_error, float(loss.masked_error))
+        if loss.order_accuracy is not None:
+            state.order_accuracy = _running(state.order_accuracy, float(loss.order_accuracy))
+        watched = total if loss.masked_error is None else float(loss.masked_error)
+        if state.plateau.update(watched, step, running.session.steps):
+            ended = "plateau"
+            logger.info("the error stopped falling: pretraining ends after %d of %d steps", step, running.session.steps)
+    pending.clear()
+    return ended
+
+
+def _running(before: float | None, now: float) -> float:
+    return now if before is None else (1 - RECENT_SHARE) * before + RECENT_SHARE * now
+
+
+def _shown(state: PretrainState) -> str:
+    parts = [] if state.masked_error is None else [f"masked error {state.masked_error:.3f}"]
+    parts += [] if state.order_accuracy is None else [f"order {state.order_accuracy:.0%} right"]
+    return ", ".join(parts)
+
+
+# ---------------------------------------------------------------- what stays
+def _note(path: Path, state: PretrainState, optimizer: torch.optim.Optimizer) -> None:
+    line = {"step": state.step, "seconds": round(state.seconds, 2), "masked_error": state.masked_error,
+            "order_accuracy": state.order_accuracy, "learning_rate": optimizer.param_groups[0]["lr"]}
+    try:
+        with path.open("a", encoding="utf-8") as stream:
+            stream.write(f"{json.dumps(line)}\n")
+    except OSError as error:
+        raise storage_error(error, path) from error
+
+
+def _trim_metrics(path: Path, kept_steps: int) -> None:
+    """Keep the lines up to a step: a resumed pretraining repeats the later ones."""
+    lines = path.read_text(encoding="utf-8").split("\n")[:-1] if path.exists() else []
+    kept = [line for line in lines if json.loads(line)["step"] <= kept_steps]
+    with replacing(path) as temporary:
+        temporary.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
+
+
+def _facts(session: InitSession) -> dict[str, Any]:
+    return {
+        "plan_hash": session.plan_hash,
+        "images": content_hash([image.model_dump() for image in session.images.identities(session.images.training)]),
+        "method": session.method, "seed": session.seed, "steps": session.steps, "max_minutes": session.max_minutes,
+        "batch_size": session.network_plan.batch_size, "optimizer": session.optimizer.model_dump(mode="json"),
+    }
+
+
+def _matching_facts(session: InitSession) -> dict[str, Any]:
+    """What the resumable state was begun with; UserError where this session asks for something else."""
+    facts = read_resume_facts(session.folder / "resume")
+    if facts is None:
+        raise UserError(f"--resume: {session.folder} holds no pretraining to continue.\nRun without --resume to start "
+                        "one.")
+    names = {"plan_hash": "the plan", "images": "the images", "method": "--method", "seed": "--seed",
+             "steps": "--steps", "max_minutes": "--max-minutes", "batch_size": "the batch size",
+             "optimizer": "the optimizer"}
+    changed = [words for key, words in names.items() if facts.get(key) != _facts(session)[key]]
+    if changed:
+        raise UserError(f"--resume: {session.folder} was begun with another setting of {', '.join(changed)}.\nRestore "
+                        "it, or start anew with --overwrite or under another --name.")
+    return facts
+
+
+def _save(running: Pretraining, state: PretrainState) -> None:
+    facts = {**_facts(running.session), "precision": running.precision, "state": asdict(state)}
+    save_resume(running.session.folder / "resume", running.network, running.optimizer, running.scaler, facts)
+
+
+def _restore(session: InitSession, running: Pretraining, facts: dict[str, Any]) -> PretrainState:
+    load_resume(session.folder / "resume", running.network, running.optimizer, running.scaler)
+    kept = facts["state"]
+    state = PretrainState(**{**kept, "plateau": Plateau(**kept["plateau"])})
+    logger.info("continuing after step %d (%s of pretraining)", state.step, readable_seconds(state.seconds))
+    return state

@@ -1,0 +1,120 @@
+"""First weights on disk: written at the end of a pretraining, found and checked for a training."""
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+
+from autoseg.errors import UserError, all_of
+from autoseg.initialization.pretraining import input_hash
+from autoseg.initialization.record import InitRecord
+from autoseg.networks.checkpoint import MODEL_NAME, WEIGHTS_NAME, read_tensors, save_tensors
+from autoseg.networks.segmenter import Segmenter
+from autoseg.records import read_record, write_record
+from autoseg.schema import ArchitectureName, CheckpointInfo, ConfigurationName, NetworkPlan, OptimizerPlan, StoreRecord
+from autoseg.training.session import FirstWeights
+
+INIT_NAME = "init.json"
+WARMUP_SHARE = 0.05
+"""Of a training that begins with first weights, at least: as nnU-Net's trainer for pretrained weights, 50 of 1000
+epochs. The heads are drawn anew; their first gradients would carry the weights away."""
+
+logger = logging.getLogger("autoseg")
+
+
+def init_folder(run: Path, name: str, configuration: ConfigurationName, fold: str) -> Path:
+    """Where a run keeps first weights of this name."""
+    return run / "init" / name / configuration / f"fold_{fold}"
+
+
+def is_finished(folder: Path) -> bool:
+    """Whether a folder holds first weights; the record is written last."""
+    return (folder / INIT_NAME).is_file()
+
+
+def write_init(folder: Path, network: Segmenter, record: InitRecord) -> InitRecord:
+    """Write the backbone's weights, then the record with their hash, which is returned."""
+    tied = record.model_copy(update={"weights_sha256": save_tensors(network.backbone_state(), folder / WEIGHTS_NAME)})
+    write_record(tied, folder / INIT_NAME)
+    return tied
+
+
+def with_warmup(optimizer: OptimizerPlan) -> OptimizerPlan:
+    """The optimizer of a training that begins with first weights: fresh, with a warm-up of at least 5 %."""
+    return optimizer.model_copy(update={"warmup_share": max(optimizer.warmup_share, WARMUP_SHARE)})
+
+
+def read_init(folder: Path, planned: tuple[ArchitectureName, NetworkPlan, StoreRecord]) -> FirstWeights:
+    """The first weights that this run's pretraining left, for the network as it is planned now.
+
+    Raises
+    ------
+    UserError : the plan has changed since; a file is absent or damaged.
+    """
+    record = read_record(InitRecord, folder / INIT_NAME)
+    if record.plan_hash != input_hash(*planned):
+        raise UserError(
+            f"{folder} was pretrained for another plan than the run has now ({_changes(record, *planned)}).\nPretrain "
+            "again (autoseg pretrain-init --overwrite), or train from scratch (--init scratch)."
+        )
+    return _weights(folder, record.weights_sha256)
+
+
+def read_foreign_weights(
+    folder: Path, planned: tuple[ArchitectureName, NetworkPlan, StoreRecord], validation_ids: Sequence[str]
+) -> FirstWeights:
+    """First weights from a folder that the user names: an `init` folder, or a model's, of any run.
+
+    Whether every tensor fits is seen when they are put into the network. A plan that differs is said.
+
+    Raises
+    ------
+    UserError : no such folder; a file is absent or damaged; pretraining saw cases that this fold validates on.
+    """
+    if is_finished(folder):
+        record = read_record(InitRecord, folder / INIT_NAME)
+        if record.store.labels == planned[2].labels:
+            _refuse_seen(folder, record, validation_ids)
+        if record.plan_hash != input_hash(*planned):
+            logger.warning("--init %s: made for another plan (%s); used as you asked", folder,
+                           _changes(record, *planned))
+        return _weights(folder, record.weights_sha256)
+    if (folder / MODEL_NAME).is_file():
+        info = read_record(CheckpointInfo, folder / MODEL_NAME)
+        logger.warning("--init %s: a model's weights; whether it was trained on cases that this fold validates on is "
+                       "for you to know", folder)
+        return _weights(folder, info.weights_sha256)
+    raise UserError(f"--init {folder}: holds neither {INIT_NAME} nor {MODEL_NAME}; `auto`, `scratch` or the folder of "
+                    "first weights (init/<name>/<configuration>/fold_<k>) or of a model was expected.")
+
+
+def _refuse_seen(folder: Path, record: InitRecord, validation_ids: Sequence[str]) -> None:
+    images = (*record.images, *record.held_back, *record.extra_images)
+    seen = sorted({image.id for image in images} & set(validation_ids))
+    if seen:
+        raise all_of([f"'{case}'" for case in seen],
+                     f"--init {folder}: its pretraining saw images that this fold validates on:",
+                     "Pretrain for this fold (autoseg pretrain-init --fold), or the scores would be too good.")
+
+
+def _weights(folder: Path, expected_sha256: str) -> FirstWeights:
+    tensors, found = read_tensors(folder / WEIGHTS_NAME)
+    if found != expected_sha256:
+        raise UserError(f"{folder / WEIGHTS_NAME} (SHA-256 {found[:12]}…) is not the file that the record beside it "
+                        f"was written for ({expected_sha256[:12]}…).\nCopy the complete folder again, or make it anew.")
+    return FirstWeights(tensors, str(folder), found)
+
+
+def _changes(record: InitRecord, architecture: ArchitectureName, network: NetworkPlan, store: StoreRecord) -> str:
+    """What differs between the plan of the pretraining and the present one, in words."""
+    pairs = {
+        "architecture": (record.architecture, architecture),
+        "patch": ("×".join(map(str, record.network.patch_shape)), "×".join(map(str, network.patch_shape))),
+        "spacing": (record.store.spacing, store.spacing),
+        "labels": (", ".join(record.store.labels), ", ".join(store.labels)),
+    }
+    said = [f"{name}: then {before}, now {now}" for name, (before, now) in pairs.items() if before != now]
+    if record.network.topology != network.topology:
+        said.append("another topology")
+    if record.store.normalization != store.normalization:
+        said.append("another normalization")
+    return "; ".join(said) or "the axes' order"
