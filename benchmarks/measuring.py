@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 
 SAMPLE_SECONDS = 0.02
+RESULTS = Path(__file__).parent / "results"
 
 
 @dataclass(frozen=True)
@@ -83,7 +84,7 @@ def machine() -> dict[str, object]:
 
 def write_results(name: str, results: Mapping[str, object]) -> Path:
     """benchmarks/results/<name>.json, with the machine beside the figures."""
-    path = Path(__file__).parent / "results" / f"{name}.json"
+    path = RESULTS / f"{name}.json"
     path.parent.mkdir(exist_ok=True)
     path.write_text(json.dumps({"machine": machine(), **results}, indent=1) + "\n")
     sys.stdout.write(f"results/{path.name} written\n")

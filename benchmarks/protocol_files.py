@@ -69,6 +69,7 @@ class Pretraining(Record):
     mask_ratio: float
     mask_block: Triple
     slabs: int
+    learning_rate: float
     loss: str
 
 

@@ -3,6 +3,7 @@
 `presets/protocols/<name>.toml` states a protocol and where each of its facts comes from. A run plans the dataset,
 writes the protocol's grid and network into the plan and its split into fold 0, and then trains two arms as a user
 would: from scratch, and with weights from `autoseg pretrain-init`. Neither arm selects anything on the test cases.
+As published, the arm from scratch gets no training in return for the other's first phase.
 
     python benchmarks/protocols.py --protocol btcv-unetr --data DIR --work DIR [--steps N]
 
@@ -31,6 +32,7 @@ from autoseg.data.preprocessing import preprocess_dataset
 from autoseg.data.splits import write_splits
 from autoseg.data.store import store_folder
 from autoseg.errors import UserError
+from autoseg.initialization.transfer import init_folder, is_finished
 from autoseg.networks.soundness import refuse_unsound
 from autoseg.planning.architectures import build_topology, pool_patch
 from autoseg.planning.memory import demand_of, find_reference
@@ -51,8 +53,10 @@ from autoseg.schema import (
 RESULTS = Path(__file__).parent / "results" / "protocols.jsonl"
 BIN = Path(sys.executable).parent
 CONFIGURATION: Literal["3d_fullres"] = "3d_fullres"
-ARMS: dict[str, tuple[str, ...]] = {"scratch": ("--init", "scratch"), "lwi": ("--init", "auto")}
-"""What `autoseg train` is told about first weights; `lwi` is preceded by `autoseg pretrain-init`."""
+ARMS = {"scratch": "scratch", "lwi": "auto"}
+"""`autoseg train --init`; `lwi` is preceded by `autoseg pretrain-init` under the same name, which `auto` finds."""
+MOST_OF_IMAGES = 0.75
+"""A batch of the first phase takes at most this share of the training images: pretrain-init holds some of them back."""
 SEED = 1
 DEFAULT_MEMORY_GIB = 8.0
 """Of `autoseg plan`; the protocol's patch stands, whatever it takes."""
@@ -141,6 +145,8 @@ class Lengths:
 
 def lengths(protocol: Protocol, steps: int | None) -> Lengths:
     """As published, or with the supervised phase `steps` long and the first in proportion."""
+    if steps is not None and steps < 1:
+        raise UserError(f"--steps {steps}: at least 1 was expected.")
     training = protocol.training.steps if steps is None else steps
     published = protocol.pretraining.steps
     share = protocol.pretraining.steps_per_training_step
@@ -154,8 +160,9 @@ def run_protocol(  # noqa: PLR0913 (a command's options)
 ) -> dict:
     """Both arms of a protocol on the dataset in `data`; the line of `results`, which is appended unless it is there.
 
-    `steps` of supervised training, by default as published; `work` keeps run folders, so that an interrupted run goes
-    on. Raises UserError for data that do not fit the protocol, RuntimeError where a command of autoseg fails.
+    `steps` of supervised training, rounded up to whole epochs; by default as published. `work` keeps run folders, so
+    that an interrupted run goes on. Raises UserError for data that do not fit the protocol, RuntimeError where a
+    command of autoseg fails.
     """
     protocol = load_protocol(name)
     start, planned_lengths = time.perf_counter(), lengths(protocol, steps)
@@ -179,8 +186,7 @@ def run_protocol(  # noqa: PLR0913 (a command's options)
                   "left_out": matched.left_out},
         "labels_from": labels_from, "spacing_mm": configuration.spacing, "patch": network.patch_shape,
         "batch": network.batch_size, "strides": network.topology.strides,
-        "arms": {arm: {**report(scores, organs, protocol), "seconds": seconds}
-                 for arm, (scores, seconds) in finished.items()},
+        "arms": {arm: {**report(scores, organs, protocol), **facts} for arm, (scores, facts) in finished.items()},
         "published": [entry.model_dump() for entry in protocol.published],
         "different": protocol.remarks.different, "run_seconds": round(time.perf_counter() - start, 1),
         "machine": machine(),
@@ -207,27 +213,40 @@ def prepare_run(run: Path, dataset: Dataset, protocol: Protocol, matched: Matche
     return plan.configurations[CONFIGURATION]
 
 
-def run_arm(run: Path, protocol: Protocol, arm: str, length: Lengths, device: str) -> tuple[Scores, float]:
-    """Train and test one arm, unless it is finished; its scores and the seconds of this call."""
-    start, model = time.perf_counter(), f"{protocol.architecture}+{arm}"
+def run_arm(run: Path, protocol: Protocol, arm: str, length: Lengths, device: str) -> tuple[Scores, dict]:
+    """Train and test one arm, unless it is finished; its scores, and what training and first weights took."""
+    model = f"{protocol.architecture}+{arm}"
+    first = init_folder(run, model, CONFIGURATION, "0")
+    images = len(json.loads((run / "splits.json").read_text())[0]["train"])
     common = ("--run", str(run), "--configuration", CONFIGURATION, "--architecture", protocol.architecture, "--fold",
-              "0", "--seed", str(SEED), "--device", device, "--json")
+              "0", "--name", model, "--seed", str(SEED), "--device", device, "--json")
     folder = run / "models" / model / CONFIGURATION / "fold_0"
     if not (folder / "scores.json").exists():
-        first = run / "init" / protocol.architecture / CONFIGURATION / "fold_0" / "init.json"
-        if arm != "scratch" and not first.exists():
-            autoseg("pretrain-init", *common, "--method", arm, "--steps", str(length.pretraining), "--overwrite")
+        if arm != "scratch" and not is_finished(first):
+            preset = _write_preset(run / "pretraining.toml", protocol, length, images)
+            autoseg("pretrain-init", *common, "--method", arm, "--steps", str(length.pretraining), "--learning-rate",
+                    str(protocol.pretraining.learning_rate), "--preset", str(preset), _go_on(first))
         mirror = ("--mirror", "auto" if protocol.mirrored_predictions else "none")
-        autoseg("train", *common, "--name", model, "--preset", str(_write_preset(run, protocol, length)), *mirror,
-                *ARMS[arm], "--overwrite")
-    return read_record(Scores, folder / "scores.json"), round(time.perf_counter() - start, 1)
+        preset = _write_preset(run / "training.toml", protocol, length)
+        autoseg("train", *common, "--preset", str(preset), *mirror, "--init", ARMS[arm], _go_on(folder))
+    trained = json.loads((folder / "model.json").read_text())
+    facts: dict = {"steps": trained["steps"], "training_seconds": trained["seconds"]}
+    if arm != "scratch":
+        record = json.loads((first / "init.json").read_text())
+        facts["first_weights"] = {key: record[key] for key in ("steps", "ended_by", "seconds", "pretext", "measures")}
+    return read_record(Scores, folder / "scores.json"), facts
 
 
-def _write_preset(run: Path, protocol: Protocol, length: Lengths) -> Path:
-    """The supervised phase as a training preset; the optimizer's numbers are in the plan."""
-    path = run / "training.toml"
+def _go_on(folder: Path) -> str:
+    """The option that continues what was interrupted, or that begins."""
+    return "--resume" if (folder / "resume").is_dir() else "--overwrite"
+
+
+def _write_preset(path: Path, protocol: Protocol, length: Lengths, images: int | None = None) -> Path:
+    """The supervised phase as a training preset; the optimizer's numbers are in the plan. `images`: to pretrain on."""
+    most = "" if images is None else f"max_batch_size = {max(1, int(MOST_OF_IMAGES * images))}\n"
     path.write_text(f"epochs = {length.epochs}\nsteps_per_epoch = {length.per_epoch}\nvalidation_steps = 0\n"
-                    f"foreground_fraction = {protocol.training.foreground_fraction}\n", encoding="utf-8")
+                    f"foreground_fraction = {protocol.training.foreground_fraction}\n{most}", encoding="utf-8")
     return path
 
 
@@ -272,7 +291,8 @@ def _read_lines(path: Path) -> list[dict]:
 
 
 def _key(line: Mapping) -> dict:
-    return {name: line[name] for name in ("protocol", "dataset", "steps", "shrink", "arms", "seed")}
+    names = ("protocol", "dataset", "steps", "shrink", "seed")
+    return {**{name: line[name] for name in names}, "arms": sorted(line["arms"])}
 
 
 def main() -> None:

@@ -46,7 +46,9 @@ def plan_pretext(architecture: ArchitectureName, network: NetworkPlan, method: I
                         "Use --method mim, or plan a configuration with thicker patches.")
     masks = "masks: none (--method order)"
     if ratio:
-        masks = f"masks: {ratio:.0%} of boxes of {_times(block)} voxels ({why_stride})"
+        whole = all(size == BLOCK_STRIDES * step for size, step in zip(block, strides, strict=True))
+        limit = "" if whole else "; at most a quarter of the patch"
+        masks = f"masks: {ratio:.0%} of boxes of {_times(block)} voxels ({why_stride}{limit})"
     return PretextPlan(
         mask_block=block, mask_ratio=ratio, slabs=slabs,
         border_slices=0 if slabs is None else min(BORDER_SLICES, network.patch_shape[0] // slabs // 4),

@@ -20,7 +20,7 @@ from protocols import run_protocol  # noqa: E402
 MONAI_LABELS = ("background", "spleen", "rkid", "lkid", "gall", "eso", "liver", "sto", "aorta", "IVC", "veins",
                 "pancreas", "rad", "lad")
 ABDOMEN_CASES = ("0005", "0006", "0007", "0001", "0002")
-SHAPE, SPACING = (40, 48, 48), (3.0, 1.6, 1.6)
+SHAPE, SPACING = (40, 48, 48), (2.5, 1.5, 1.5)
 
 
 def write_case(image: Path, label: Path, organs: int, seed: int) -> None:
@@ -116,6 +116,7 @@ def test_a_protocol_runs_on_the_published_layout(name: str, tmp_path: Path) -> N
     for arm in ("scratch", "lwi"):
         for subset in protocol.metrics.subsets:
             assert 0 <= line["arms"][arm][subset]["dice"] <= 1
+    assert line["arms"]["lwi"]["first_weights"]["steps"] == line["pretraining_steps"] == 1
     assert results.read_text().count("\n") == 1
     again = run_protocol(name, data, tmp_path / "work", 2, "cpu", results, shrink=4)
     assert again == line and results.read_text().count("\n") == 1, "a finished run is not made again"

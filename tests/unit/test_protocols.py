@@ -2,11 +2,13 @@
 
 import math
 import sys
+from functools import cache
 from pathlib import Path
 
 import pytest
 
 from autoseg.errors import UserError
+from autoseg.evaluation.scoring import TWO_MM, summarize
 from autoseg.networks.soundness import topology_problems
 from autoseg.planning.planner import PlanSettings, decide_plan
 from autoseg.schema import CaseFingerprint, CaseScores, Fingerprint, IntensityStatistics, LabelScores, Plan
@@ -17,12 +19,9 @@ from protocol_data import case_number, match_labels, match_split  # noqa: E402
 from protocol_files import NO_CLIPPING, Protocol, load_protocol, protocol_names  # noqa: E402
 from protocols import along, lengths, published_plan, report  # noqa: E402
 
-from autoseg.evaluation.scoring import TWO_MM, summarize  # noqa: E402
-
 ROOT = Path(__file__).resolve().parents[2]
 NAMES = ("btcv-unetr", "lung-unetr-pp", "synapse-unetr-pp")
 ABDOMEN = ("btcv-unetr", "synapse-unetr-pp")
-
 
 
 @pytest.fixture(params=NAMES)
@@ -144,8 +143,11 @@ def test_other_labels_are_refused(labels: dict[str, int]) -> None:
 
 
 # ---------------------------------------------------------------- plans
-def planned(protocol: Protocol, spacing: tuple[float, float, float], shape: tuple[int, int, int]) -> Plan:
+@cache
+def planned(name: str, spacing: tuple[float, float, float] = (3.0, 0.76, 0.76),
+            shape: tuple[int, int, int] = (148, 512, 512)) -> Plan:
     """As `autoseg plan --architecture …` decides for thirty such cases."""
+    protocol = load_protocol(name)
     statistics = IntensityStatistics(
         mean=90.0, median=95.0, std=40.0, min=-900.0, max=1200.0, percentile_00_5=-60.0, percentile_99_5=220.0)
     cases = tuple(
@@ -159,7 +161,7 @@ def planned(protocol: Protocol, spacing: tuple[float, float, float], shape: tupl
 
 
 def test_a_plan_takes_the_protocols_grid_and_network(protocol: Protocol) -> None:
-    before = planned(protocol, (3.0, 0.76, 0.76), (148, 512, 512))
+    before = planned(protocol.name)
     plan = published_plan(before, protocol)
     configuration = plan.configurations["3d_fullres"]
     network = configuration.networks[protocol.architecture]
@@ -174,8 +176,7 @@ def test_a_plan_takes_the_protocols_grid_and_network(protocol: Protocol) -> None
 
 def test_unetr_is_planned_as_published() -> None:
     protocol = load_protocol("btcv-unetr")
-    configuration = published_plan(planned(protocol, (3.0, 0.76, 0.76), (148, 512, 512)), protocol).configurations[
-        "3d_fullres"]
+    configuration = published_plan(planned(protocol.name), protocol).configurations["3d_fullres"]
     assert configuration.median_shape == (222.0, 259.0, 259.0)
     [channel] = configuration.normalization
     statistics = channel.statistics
@@ -191,13 +192,13 @@ def test_lengths_along_plan_axes() -> None:
     """A dataset whose coarsest array axis is y is planned (y, z, x): the protocol's z, y, x follow."""
     assert along((1, 0, 2), (2.0, 1.5, 1.0)) == (1.5, 2.0, 1.0)
     protocol = load_protocol("synapse-unetr-pp")
-    plan = published_plan(planned(protocol, (0.8, 3.0, 0.7), (512, 148, 512)), protocol)
+    plan = published_plan(planned(protocol.name, (0.8, 3.0, 0.7), (512, 148, 512)), protocol)
     assert plan.axes == (1, 0, 2)
     assert plan.configurations["3d_fullres"].networks["unetr-pp"].patch_shape == (128, 64, 128)
 
 
 def test_shrunken_patches_stay_buildable(protocol: Protocol) -> None:
-    plan = published_plan(planned(protocol, (3.0, 0.76, 0.76), (148, 512, 512)), protocol, shrink=4)
+    plan = published_plan(planned(protocol.name), protocol, shrink=4)
     network = plan.configurations["3d_fullres"].networks[protocol.architecture]
     assert network.patch_shape == tuple(size // 4 for size in protocol.patch)
 

@@ -1,0 +1,117 @@
+"""Steps per second of pretraining beside those of supervised training: the same network, patches and batch, in turn.
+
+`taskset -c 0 env OMP_NUM_THREADS=1 python benchmarks/pretraining_rate.py --run RUN [--configuration 2d] [--rounds 12]`,
+where RUN is planned and preprocessed. Quick preset; the batch is its own (2). One line per run and architecture in
+results/pretraining_rate.json.
+"""
+
+import argparse
+import json
+import time
+from contextlib import ExitStack
+from pathlib import Path
+
+import numpy as np
+import torch
+from measuring import RESULTS, write_results
+
+from autoseg.commands.plan import default_configuration, read_plan
+from autoseg.data.dataset import open_dataset
+from autoseg.data.store import open_store, store_folder
+from autoseg.initialization.images import gather_images, image_sources
+from autoseg.initialization.pretext import plan_pretext
+from autoseg.initialization.pretraining import (
+    InitSession,
+    Pretraining,
+    PretrainState,
+    image_patches,
+    pretrain_step,
+    to_pretext,
+)
+from autoseg.initialization.schedule import pretraining_optimizer
+from autoseg.networks.builder import build_network
+from autoseg.planning.planner import store_record
+from autoseg.training.draws import DrawSettings
+from autoseg.training.loop import TrainingJob, train_step
+from autoseg.training.optimization import make_optimizer
+from autoseg.training.probe import to_device_layout
+from autoseg.training.settings import load_preset
+from autoseg.training.streaming import open_patches
+
+STEPS = 4
+CASES = 20
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--run", type=Path, required=True)
+    parser.add_argument("--configuration")
+    parser.add_argument("--architecture")
+    parser.add_argument("--method", default="lwi")
+    parser.add_argument("--rounds", type=int, default=12)
+    parser.add_argument("--device", default="cpu")
+    arguments = parser.parse_args()
+    plan = read_plan(arguments.run)
+    configuration = arguments.configuration or default_configuration(plan)
+    architecture = arguments.architecture or plan.configurations[configuration].architecture
+    rates = measure(arguments, plan, configuration, architecture)
+    path = RESULTS / "pretraining_rate.json"
+    before = json.loads(path.read_text())["rows"] if path.exists() else {}
+    row = f"{plan.name} {configuration} {architecture} {arguments.method}"
+    print(row, rates)
+    write_results("pretraining_rate", {"rows": {**before, row: rates}})
+
+
+def measure(arguments: argparse.Namespace, plan, configuration: str, architecture: str) -> dict:
+    device, settings = torch.device(arguments.device), load_preset("quick")
+    record = store_record(plan, configuration)
+    store = open_store(store_folder(arguments.run, configuration, record))
+    cases = open_dataset(Path(plan.dataset)).cases[:CASES]
+    images = gather_images(image_sources(cases, store), [], [], 0, 1)
+    network = plan.configurations[configuration].networks[architecture]
+    session = InitSession(
+        plan=plan, configuration=configuration, architecture=architecture, name="rate", fold="all",
+        method=arguments.method, pretext=plan_pretext(architecture, network, arguments.method), settings=settings,
+        optimizer=pretraining_optimizer(architecture, settings), steps=10**6, max_minutes=None, seed=0, store=record,
+        images=images, extra_folder=None, folder=Path("unused"), device=device, versions={},
+    )
+    precision = "bfloat16"
+    with ExitStack() as stack:
+        pretext = to_pretext(session)
+        draws = DrawSettings(seed=0, foreground_fraction=0.0, mirror_axes=(), keep_detail=True)
+        running = Pretraining(
+            session, pretext, make_optimizer(pretext, session.optimizer), torch.amp.GradScaler("cpu", enabled=False),
+            stack.enter_context(image_patches(session, images.training, draws)), precision,
+            torch.tensor(images.means, device=device), torch.tensor(images.deviations, device=device))
+        supervised = to_device_layout(
+            build_network(architecture, session.network_plan, len(plan.channel_names), len(plan.labels)), device)
+        patches = stack.enter_context(open_patches(store, [case.id for case in cases], session.network_plan,
+                                                   DrawSettings(seed=0), device, 2**33, 1))
+        job = TrainingJob(
+            supervised, make_optimizer(supervised, session.optimizer), session.optimizer,
+            torch.amp.GradScaler("cpu", enabled=False), patches, None, settings, network.batch_dice,
+            tuple(plan.labels)[1:], device, precision, 0)
+        seconds = {"pretraining": [], "training": []}
+        state = PretrainState()
+        for number in range(arguments.rounds + 1):
+            for name in seconds:
+                start = time.perf_counter()
+                for offset in range(STEPS):
+                    step = number * STEPS + offset
+                    if name == "pretraining":
+                        state.step = step
+                        pretrain_step(running, state)
+                    else:
+                        batch = patches.batch(step)
+                        train_step(job, step, batch.image, batch.labels, 1e-3)
+                if device.type == "cuda":
+                    torch.cuda.synchronize()
+                seconds[name].append((time.perf_counter() - start) / STEPS)
+    rates = {name: round(1 / float(np.median(times[1:])), 3) for name, times in seconds.items()}
+    return {**rates, "ratio": round(rates["pretraining"] / rates["training"], 3), "rounds": arguments.rounds,
+            "batch": session.network_plan.batch_size, "patch": session.network_plan.patch_shape,
+            "threads": torch.get_num_threads(), "precision": precision}
+
+
+if __name__ == "__main__":
+    main()

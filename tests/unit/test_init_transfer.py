@@ -1,0 +1,254 @@
+"""First weights on disk and into a network: all of the backbone, nothing of the heads, for this plan and fold only."""
+
+import logging
+from pathlib import Path
+
+import pytest
+import torch
+from test_planner import STATISTICS
+from test_pretext_plan import ARCHITECTURES, planned
+
+from autoseg.errors import UserError
+from autoseg.initialization.pretraining import input_hash
+from autoseg.initialization.record import InitMeasures, InitRecord, PretextPlan, SeenImage
+from autoseg.initialization.transfer import (
+    init_folder,
+    is_finished,
+    read_foreign_weights,
+    read_init,
+    with_warmup,
+    write_init,
+)
+from autoseg.networks.builder import build_network
+from autoseg.networks.checkpoint import load_backbone, write_model
+from autoseg.networks.segmenter import Segmenter
+from autoseg.planning.optimizers import RECIPES
+from autoseg.records import read_record
+from autoseg.schema import ArchitectureName, ChannelNormalization, CheckpointInfo, NetworkPlan, StoreRecord
+
+CHANNEL = ChannelNormalization(scheme="zscore", within_nonzero=False, statistics=STATISTICS)
+STORE = StoreRecord(axes=(0, 1, 2), spacing=(1.0, 1.0, 1.0), normalization=(CHANNEL,),
+                    labels={"background": 0, "organ": 1})
+NARROW = 8
+Planned = tuple[ArchitectureName, NetworkPlan, StoreRecord]
+
+
+def narrow(architecture: ArchitectureName, shape: tuple[int, ...] = (32, 32, 64)) -> NetworkPlan:
+    """A planned network with few features and one block a stage (two, where one attends)."""
+    network = planned(architecture, (1.0,) * len(shape), shape)
+    topology = network.topology
+    divisor = 4 if architecture == "swin-unetr" else NARROW
+    features = tuple(count // divisor for count in topology.features)
+    attention = topology.attention
+    if attention is not None:
+        attention = attention.model_copy(update={"heads": tuple(max(1, width // 8) for width in features)})
+    blocks = topology.encoder_blocks if attention else tuple(min(1, count) for count in topology.encoder_blocks)
+    if architecture in ("swin-unetr", "mednext"):
+        blocks = topology.encoder_blocks
+    changed = {"features": features, "attention": attention, "encoder_blocks": blocks}
+    return network.model_copy(update={"topology": topology.model_copy(update=changed)})
+
+
+def seeded(architecture: ArchitectureName, seed: int, classes: int = 2) -> Segmenter:
+    torch.manual_seed(seed)
+    network = build_network(architecture, narrow(architecture), 1, classes)
+    with torch.no_grad():  # also what starts with the same numbers in every network
+        for value in network.parameters():
+            value.add_(torch.randn_like(value))
+    return network
+
+
+def record(architecture: ArchitectureName = "resenc", **changes: object) -> InitRecord:
+    network = narrow(architecture)
+    whole = InitRecord(
+        name="tiny", configuration="3d_fullres", fold="0", architecture=architecture, network=network,
+        channel_names=("T1",), store=STORE, method="lwi",
+        pretext=PretextPlan(mask_block=(8, 8, 8), mask_ratio=0.6, slabs=4, border_slices=2, order_weight=0.2,
+                            reasons=("masks", "slabs")),
+        images=(SeenImage(id="a", sha256=("1" * 64,)), SeenImage(id="b", sha256=("2" * 64,))),
+        held_back=(SeenImage(id="c", sha256=("3" * 64,)),), extra_images=(SeenImage(id="d", sha256=("4" * 64,)),),
+        extra_folder="more", settings={"epochs": 3}, steps=7, planned_steps=9, ended_by="plateau", seconds=1.5,
+        steps_per_second=4.7,
+        measures=InitMeasures(images=("c",), held_back=True, patches=4, masked_error=0.5, order_accuracy=0.4,
+                              order_accuracies={"encoder 2": 0.4}, order_chance=0.25),
+        plan_hash=input_hash(architecture, network, STORE), weights_sha256="", versions={"autoseg": "0"},
+    )
+    return whole.model_copy(update=changes)
+
+
+def as_planned(architecture: ArchitectureName = "resenc") -> Planned:
+    return architecture, narrow(architecture), STORE
+
+
+@pytest.fixture
+def written(tmp_path) -> Path:
+    write_init(tmp_path / "init", seeded("resenc", 1), record())
+    return tmp_path / "init"
+
+
+# ---------------------------------------------------------------- on disk
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_what_is_written_comes_back_and_into_another_network_bit_for_bit(
+    architecture: ArchitectureName, tmp_path: Path
+) -> None:
+    """The network to train has other heads, and more classes."""
+    source, target = seeded(architecture, 1), seeded(architecture, 2, classes=5)
+    tied = write_init(tmp_path, source, record(architecture))
+    first = read_init(tmp_path, as_planned(architecture))
+    assert read_record(InitRecord, tmp_path / "init.json") == tied
+    assert first.sha256 == tied.weights_sha256 != "" and first.source == str(tmp_path)
+    assert first.tensors is not None and not any(source.is_task_head(name) for name in first.tensors)
+    drawn = {name: value.clone() for name, value in target.state_dict().items()}
+    count = load_backbone(target, first.tensors, first.source)
+    heads = 0
+    for name, value in target.state_dict().items():
+        expected = drawn[name] if target.is_task_head(name) else source.state_dict()[name]
+        assert torch.equal(value, expected), name
+        heads += target.is_task_head(name)
+    assert heads > 0 and count == len(target.state_dict()) - heads == len(first.tensors)
+
+
+def test_every_architecture_loses_its_heads_and_nothing_else() -> None:
+    """Of two networks for other numbers of classes the backbones have the same shapes, and only those."""
+    for architecture in ARCHITECTURES:
+        few, many = (seeded(architecture, 0, classes).state_dict() for classes in (2, 5))
+        same = {name for name in few if few[name].shape == many[name].shape}
+        kept = set(seeded(architecture, 0).backbone_state())
+        assert kept <= same and all("weight" not in name for name in same - kept)
+
+
+def test_a_folder_is_finished_once_its_record_is_there(written, tmp_path) -> None:
+    assert is_finished(written) and not is_finished(tmp_path)
+    (written / "init.json").unlink()
+    assert not is_finished(written)
+
+
+def test_where_first_weights_lie() -> None:
+    assert init_folder(Path("run"), "resenc", "3d_fullres", "2") == Path("run/init/resenc/3d_fullres/fold_2")
+
+
+# ---------------------------------------------------------------- tensors that do not fit
+def test_every_tensor_that_does_not_fit_is_listed_and_nothing_is_copied(written) -> None:
+    tensors = dict(read_init(written, as_planned()).tensors or {})
+    names = sorted(name for name in tensors if name.endswith("weight"))
+    missing, misshapen = names[0], names[1]
+    del tensors[missing]
+    tensors[misshapen] = torch.zeros(*tensors[misshapen].shape, 2)
+    tensors["encoder.stranger"] = torch.zeros(3)
+    network = seeded("resenc", 3)
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    with pytest.raises(UserError) as caught:
+        load_backbone(network, tensors, "the folder")
+    message = str(caught.value)
+    assert "the folder does not fit this network (3 tensors differ)" in message
+    assert f"{missing}: missing" in message and "encoder.stranger: not a weight of this network" in message
+    assert f"{misshapen}: shape {tuple(tensors[misshapen].shape)}, expected" in message
+    assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
+
+
+def test_heads_among_the_weights_are_ignored(written) -> None:
+    """A whole model's weights fit, whatever its classes."""
+    model, network = seeded("resenc", 1, classes=7), seeded("resenc", 2)
+    head = {name: value.clone() for name, value in network.state_dict().items() if network.is_task_head(name)}
+    load_backbone(network, model.state_dict(), "a model")
+    assert all(torch.equal(network.state_dict()[name], value) for name, value in head.items())
+
+
+# ---------------------------------------------------------------- the plan
+def test_weights_of_another_plan_are_refused_with_what_changed(written) -> None:
+    architecture, network, store = as_planned()
+    ct = CHANNEL.model_copy(update={"scheme": "ct"})
+    topology = network.topology.model_copy(update={"features": tuple(2 * one for one in network.topology.features)})
+    changes: dict[str, Planned] = {
+        "patch: then 32×32×64, now 64×32×64": (
+            architecture, network.model_copy(update={"patch_shape": (64, 32, 64)}), store),
+        "spacing: then .*1.0, 1.0, 1.0.*, now .*2.0, 1.0, 1.0": (
+            architecture, network, store.model_copy(update={"spacing": (2.0, 1.0, 1.0)})),
+        "labels: then background, organ, now background, tumor": (
+            architecture, network, store.model_copy(update={"labels": {"background": 0, "tumor": 1}})),
+        "architecture: then resenc, now plain": ("plain", network, store),
+        "another topology": (architecture, network.model_copy(update={"topology": topology}), store),
+        "another normalization": (architecture, network, store.model_copy(update={"normalization": (ct,)})),
+        "the axes' order": (architecture, network, store.model_copy(update={"axes": (2, 1, 0)})),
+    }
+    for words, changed in changes.items():
+        with pytest.raises(UserError, match=rf"(?s)another plan than the run has now \({words}\).*pretrain-init"):
+            read_init(written, changed)
+
+
+def test_what_does_not_shape_the_network_may_change(written) -> None:
+    """Batch, optimizer, reasons and the estimate of memory are the training's own."""
+    architecture, network, store = as_planned()
+    other = network.model_copy(update={"batch_size": 9, "optimizer": RECIPES["sgd"], "reasons": ("why",),
+                                       "memory_gib": 3.0, "checkpointed_stages": 2})
+    assert read_init(written, (architecture, other, store)).tensors
+
+
+# ---------------------------------------------------------------- damage
+def test_damaged_absent_and_exchanged_weights_are_refused(written, tmp_path) -> None:
+    path = written / "weights.safetensors"
+    content = path.read_bytes()
+    path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    with pytest.raises(UserError, match="is not the file that the record beside it was written for"):
+        read_init(written, as_planned())
+    path.write_bytes(content[: len(content) // 2])
+    with pytest.raises(UserError, match=r"weights\.safetensors.*safetensors"):
+        read_init(written, as_planned())
+    write_init(tmp_path / "other", seeded("resenc", 8), record())
+    path.write_bytes((tmp_path / "other" / "weights.safetensors").read_bytes())
+    with pytest.raises(UserError, match="SHA-256"):
+        read_foreign_weights(written, as_planned(), ())
+    path.unlink()
+    with pytest.raises(UserError, match="does not exist"):
+        read_init(written, as_planned())
+    (written / "init.json").write_text("{}")
+    with pytest.raises(UserError, match=r"init\.json does not hold what was expected"):
+        read_init(written, as_planned())
+
+
+# ---------------------------------------------------------------- folders that the user names
+def test_foreign_weights_that_saw_validation_images_are_refused_by_name(written) -> None:
+    assert read_foreign_weights(written, as_planned(), ("e", "f")).tensors
+    for seen in ("a", "c", "d"):  # learned from, measured on, added
+        with pytest.raises(UserError, match=rf"(?s)images that this fold validates on.*'{seen}'") as caught:
+            read_foreign_weights(written, as_planned(), ("e", seen))
+        assert "'e'" not in str(caught.value)
+
+
+def test_foreign_weights_of_another_plan_are_taken_with_a_warning(written, caplog) -> None:
+    architecture, network, store = as_planned()
+    other = (architecture, network.model_copy(update={"patch_shape": (64, 32, 64)}), store)
+    with caplog.at_level(logging.WARNING, logger="autoseg"):
+        assert read_foreign_weights(written, other, ()).tensors
+    assert any("another plan (patch: then 32×32×64, now 64×32×64)" in message for message in caplog.messages)
+    caplog.clear()
+    with caplog.at_level(logging.WARNING, logger="autoseg"):
+        read_foreign_weights(written, as_planned(), ())
+    assert not caplog.messages
+
+
+def test_a_model_folder_is_a_source(tmp_path, caplog) -> None:
+    model, network = seeded("resenc", 1, classes=4), seeded("resenc", 2)
+    info = write_model(tmp_path, model, CheckpointInfo(
+        name="m", configuration="3d_fullres", fold="0", architecture="resenc", network=narrow("resenc"), is_2d=False,
+        file_ending=".nii.gz", channel_names=("T1",), labels={"background": 0, "organ": 1}, store=STORE,
+        mirror_axes=(), training={}, steps=1, seconds=1.0, plan_hash="", weights_sha256="", versions={}))
+    with caplog.at_level(logging.WARNING, logger="autoseg"):
+        first = read_foreign_weights(tmp_path, as_planned(), ("a",))
+    assert first.sha256 == info.weights_sha256 and any("for you to know" in message for message in caplog.messages)
+    assert first.tensors is not None
+    load_backbone(network, first.tensors, first.source)
+    assert all(torch.equal(value, model.backbone_state()[name]) for name, value in network.backbone_state().items())
+
+
+def test_a_folder_without_weights_is_refused(tmp_path) -> None:
+    for folder in (tmp_path, tmp_path / "absent"):
+        with pytest.raises(UserError, match=r"holds neither init\.json nor model\.json"):
+            read_foreign_weights(folder, as_planned(), ())
+
+
+# ---------------------------------------------------------------- the training that follows
+def test_the_training_warms_up_at_least_five_percent() -> None:
+    assert with_warmup(RECIPES["sgd"]) == RECIPES["sgd"].model_copy(update={"warmup_share": 0.05})
+    longer = RECIPES["adamw"].model_copy(update={"warmup_share": 0.2})
+    assert with_warmup(longer) == longer and with_warmup(RECIPES["adamw"]) == RECIPES["adamw"]
