@@ -54,7 +54,7 @@ def measure(session: InitSession, network: PretextNetwork, precision: str) -> tu
     draws = DrawSettings(seed=session.seed, augment=False, is_validation=True, foreground_fraction=0.0)
     batch_size, patch = session.network_plan.batch_size, session.network_plan.patch_shape
     steps = math.ceil(PATCHES / batch_size)
-    sums, examples = _Sums(), list[Example]()
+    sums, examples, shown = _Sums(), list[Example](), set[str]()
     network.eval()
     with image_patches(session, sources, draws) as patches, progress("measure", steps, "batches") as bar:
         for step in range(steps):
@@ -62,8 +62,9 @@ def measure(session: InitSession, network: PretextNetwork, precision: str) -> tu
             drawn = draw_corruptions(session.pretext, patch, session.seed, step, len(batch.case_ids), measuring=True)
             example = _measure_batch(session, network, precision, batch.image, drawn, sums)
             caption = f"{batch.case_ids[0]}" + ("" if session.images.held_back else " (learned from)")
-            if len(examples) < EXAMPLES:
+            if len(examples) < EXAMPLES and (caption not in shown or step >= steps - EXAMPLES):
                 examples.append(_with_caption(example, caption))
+                shown.add(caption)
             bar.advance()
     network.train()
     accuracies = {stage: _mean(right) for stage, right in sums.right.items()}
