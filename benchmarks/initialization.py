@@ -55,7 +55,7 @@ from initialization_runs import EPOCH_STEPS, Materials, Pretraining, Recipe, Run
 SEEDS = (1, 2, 3)
 PILOT_SEED = 101
 STEPS, PRETRAIN_STEPS = 200, 200
-RATE, PRETRAIN_RATE = 3e-3, 1e-3
+RATE, PRETRAIN_RATE = 3e-3, 3e-3
 PILOT_RATES = (1e-3, 3e-3)
 PILOT_VALIDATION_CASES = 20
 PRIMARY_CASES = 10

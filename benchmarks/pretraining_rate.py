@@ -94,7 +94,7 @@ def measure(arguments: argparse.Namespace, plan, configuration: str, architectur
         seconds = {"pretraining": [], "training": []}
         state = PretrainState()
         for number in range(arguments.rounds + 1):
-            for name in seconds:
+            for name, taken in seconds.items():
                 start = time.perf_counter()
                 for offset in range(STEPS):
                     step = number * STEPS + offset
@@ -106,7 +106,7 @@ def measure(arguments: argparse.Namespace, plan, configuration: str, architectur
                         train_step(job, step, batch.image, batch.labels, 1e-3)
                 if device.type == "cuda":
                     torch.cuda.synchronize()
-                seconds[name].append((time.perf_counter() - start) / STEPS)
+                taken.append((time.perf_counter() - start) / STEPS)
     rates = {name: round(1 / float(np.median(times[1:])), 3) for name, times in seconds.items()}
     return {**rates, "ratio": round(rates["pretraining"] / rates["training"], 3), "rounds": arguments.rounds,
             "batch": session.network_plan.batch_size, "patch": session.network_plan.patch_shape,

@@ -19,6 +19,10 @@ SEAM = 2
 """Voxels beside a seam between two slabs that no loss counts: what stands there in the target is no anatomy."""
 
 
+UNSHUFFLED = -1
+"""Stands for the order of a sample that has none to tell."""
+
+
 @dataclass(frozen=True)
 class PretextDraw:
     """One sample's chances.
@@ -26,7 +30,7 @@ class PretextDraw:
     Attributes
     ----------
     hidden_boxes : over the grid of boxes.
-    order : the original slab at every position; None without order task.
+    order : the original slab at every position; None: every slab is where it was.
     borders : per position, slices hidden at the slab's low and high border.
     """
 
@@ -41,9 +45,10 @@ class Corrupted:
 
     Attributes
     ----------
-    target : the shuffled image, complete. image : the same with the hidden voxels' value put in.
+    target : the image, shuffled where it is, complete. image : the same with the hidden voxels' value put in.
     hidden : voxels of hidden boxes. scored : voxels whose error counts: not beside a seam, not in a hidden border.
-    order : (sample, slab) original slab at every position, int64; None without order task.
+    order : (sample, slab) original slab at every position, int64, −1 in samples that are not shuffled; None where no
+        sample is.
     """
 
     image: Float[Tensor, "sample channel *patch"]
@@ -64,12 +69,13 @@ def draw_corruptions(
 
 
 def draw_corruption(plan: PretextPlan, patch_shape: Sequence[int], rng: np.random.Generator) -> PretextDraw:
-    """Exactly round(ratio · boxes) hidden boxes; an order that is uniform over all; slices hidden at borders."""
+    """Exactly round(ratio · boxes) hidden boxes; in the plan's share of samples an order, uniform over all, and slices
+    hidden at the slabs' borders."""
     grid = tuple(-(-size // block) for size, block in zip(patch_shape, plan.mask_block, strict=True))
     count = int(np.prod(grid))
     hidden = np.zeros(count, bool)
     hidden[rng.permutation(count)[: round(plan.mask_ratio * count)]] = True
-    if plan.slabs is None:
+    if plan.slabs is None or rng.random() >= plan.shuffled_share:
         return PretextDraw(hidden.reshape(grid))
     order = tuple(int(slab) for slab in rng.permutation(plan.slabs))
     borders = rng.integers(0, plan.border_slices + 1, (plan.slabs, 2)).tolist()
@@ -87,18 +93,16 @@ def corrupt(
 ) -> Corrupted:
     """Shuffle and hide; `value` (channel) stands for hidden voxels and gets their gradients."""
     hidden = torch.stack([hidden_voxels(draw, plan.mask_block, image.shape[2:]) for draw in draws]).to(image.device)
-    orders = [draw.order for draw in draws if draw.order is not None]
-    if not orders:
-        target, scored, order, covered = image, torch.ones_like(hidden), None, hidden
-    else:
-        target = torch.stack([shuffled(sample, order) for sample, order in zip(image, orders, strict=True)])
-        slices = [border_slices(draw, image.shape[2]) for draw in draws]
-        border = _along_first_axis(torch.stack([one for one, _ in slices]), hidden)
-        scored = _along_first_axis(torch.stack([one for _, one in slices]), hidden).expand_as(hidden)
-        order = torch.tensor(orders, device=image.device)
-        covered = hidden | border
+    slices = [border_slices(draw, image.shape[2]) for draw in draws]
+    border = _along_first_axis(torch.stack([one for one, _ in slices]), hidden)
+    scored = _along_first_axis(torch.stack([one for _, one in slices]), hidden).expand_as(hidden)
+    target, order = image, None
+    if slabs := next((len(draw.order) for draw in draws if draw.order is not None), None):
+        target = torch.stack([sample if draw.order is None else shuffled(sample, draw.order)
+                              for sample, draw in zip(image, draws, strict=True)])
+        order = torch.tensor([draw.order or (UNSHUFFLED,) * slabs for draw in draws], device=image.device)
     filled = value.view(1, -1, *(1 for _ in image.shape[2:])).to(image.dtype)
-    return Corrupted(torch.where(covered, filled, target), target, hidden, scored, order)
+    return Corrupted(torch.where(hidden | border, filled, target), target, hidden, scored, order)
 
 
 def hidden_voxels(draw: PretextDraw, block: Sequence[int], patch_shape: Sequence[int]) -> Bool[Tensor, "1 *patch"]:

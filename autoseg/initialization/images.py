@@ -200,7 +200,9 @@ def _statistics(images: Sequence[InspectedImage]) -> tuple[tuple[float, ...], tu
     voxels = sum(image.voxels for image in images)
     means = np.array([image.sums for image in images]).sum(axis=0) / voxels
     variances = np.array([image.squares for image in images]).sum(axis=0) / voxels - means**2
-    deviations = np.where(variances > 1e-12, np.sqrt(np.maximum(variances, 1e-12)), 1.0)
+    # What rounding of the sums leaves of a constant channel is no variance.
+    varies = variances > np.maximum(1e-12, 1e-14 * means**2)
+    deviations = np.where(varies, np.sqrt(np.maximum(variances, 1e-12)), 1.0)
     return tuple(map(float, means)), tuple(map(float, deviations))
 
 

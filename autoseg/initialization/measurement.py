@@ -55,11 +55,12 @@ def measure(session: InitSession, network: PretextNetwork, precision: str) -> tu
     batch_size, patch = session.network_plan.batch_size, session.network_plan.patch_shape
     steps = math.ceil(PATCHES / batch_size)
     sums, examples, shown = _Sums(), list[Example](), set[str]()
+    shuffling = session.pretext.model_copy(update={"shuffled_share": 1.0})
     network.eval()
     with image_patches(session, sources, draws) as patches, progress("measure", steps, "batches") as bar:
         for step in range(steps):
             batch = patches.batch(step)
-            drawn = draw_corruptions(session.pretext, patch, session.seed, step, len(batch.case_ids), measuring=True)
+            drawn = draw_corruptions(shuffling, patch, session.seed, step, len(batch.case_ids), measuring=True)
             example = _measure_batch(session, network, precision, batch.image, drawn, sums)
             caption = f"{batch.case_ids[0]}" + ("" if session.images.held_back else " (learned from)")
             if len(examples) < EXAMPLES and (caption not in shown or step >= steps - EXAMPLES):

@@ -4,7 +4,7 @@
 
 w_l = 1/2^l, summing to 1 (as in deep supervision); masked and visible are mean squared errors over hidden and over
 visible voxels in units of each channel's variance, so that 1 is the error of guessing the mean; CE_s is the mean cross
-entropy of stage s over samples and positions, and ln T that of guessing among T slabs.
+entropy of stage s over shuffled samples and positions, and ln T that of guessing among T slabs.
 """
 
 import math
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from autoseg.initialization.corruption import Corrupted
+from autoseg.initialization.corruption import UNSHUFFLED, Corrupted
 from autoseg.initialization.heads import PretextOutput
 from autoseg.initialization.record import PretextPlan
 from autoseg.training.losses import level_weights
@@ -47,10 +47,12 @@ def pretext_loss(
             total = total + weight * (masked + VISIBLE_WEIGHT * visible)
         masked_error = errors[0][0].detach()
     if corrupted.order is not None and plan.slabs is not None:
-        entropies = [functional.cross_entropy(logits.float().flatten(0, 1), corrupted.order.flatten())
+        told = corrupted.order[:, 0] != UNSHUFFLED
+        order = corrupted.order[told]
+        entropies = [functional.cross_entropy(logits[told].float().flatten(0, 1), order.flatten())
                      for logits in output.order_logits.values()]
         total = total + plan.order_weight * torch.stack(entropies).mean() / math.log(plan.slabs)
-        right = [(logits.argmax(2) == corrupted.order).float().mean() for logits in output.order_logits.values()]
+        right = [(logits[told].argmax(2) == order).float().mean() for logits in output.order_logits.values()]
         order_accuracy = torch.stack(right).mean().detach()
     return Loss(total, masked_error, order_accuracy)
 

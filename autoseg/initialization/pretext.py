@@ -1,6 +1,6 @@
 """The pretext tasks of a plan: how large hidden boxes are, and into how many slabs a patch is cut.
 
-After LWI (Kareem et al., 2024), with lengths tied to the planned network instead of to one patch.
+After LWI (Kunhimon et al., 2024), with lengths tied to the planned network instead of to one patch.
 """
 
 from collections.abc import Sequence
@@ -24,6 +24,9 @@ THINNEST_SLAB = 4
 ORDER_WEIGHT = 0.2
 """Of the mean cross entropy divided by that of guessing. In LWI the order outweighs the reconstruction in [0, 1] by
 about two orders of magnitude."""
+SHUFFLED_SHARE = 0.5
+"""Errors beside seams do not count, and seams are at fixed places: with every sample shuffled, what a network restores
+there is arbitrary (measured: LOG.md), also in images in order, which are all that it sees later."""
 BORDER_SLICES = 3
 """Contiguous slabs are put in order by matching their borders, without anatomy; hidden border slices prevent it."""
 
@@ -51,6 +54,7 @@ def plan_pretext(architecture: ArchitectureName, network: NetworkPlan, method: I
         masks = f"masks: {ratio:.0%} of boxes of {_times(block)} voxels ({why_stride}{limit})"
     return PretextPlan(
         mask_block=block, mask_ratio=ratio, slabs=slabs,
+        shuffled_share=0.0 if slabs is None else 1.0 if method == "order" else SHUFFLED_SHARE,
         border_slices=0 if slabs is None else min(BORDER_SLICES, network.patch_shape[0] // slabs // 4),
         order_weight=(1.0 if method == "order" else ORDER_WEIGHT) if slabs else 0.0, reasons=(masks, why_slabs),
     )

@@ -202,7 +202,7 @@ def _run(running: Pretraining, state: PretrainState, stop: Callable[[int], bool]
     start, saved_at = time.perf_counter() - state.seconds, state.seconds
     limit = None if session.max_minutes is None else 60 * session.max_minutes - state.seconds
     pending: list[Loss] = []
-    state.ended_by = _end(session, state)
+    state.ended_by = state.ended_by or _end(session, state)  # one that ended at a plateau stays ended
     every = max(1, session.steps // METRICS_LINES)
     with progress("pretrain", session.steps - state.step, "steps", limit) as bar:
         while state.ended_by is None:

@@ -18,6 +18,7 @@ class PretextPlan(Record):
     ----------
     mask_block, mask_ratio : the share of such boxes that is hidden, drawn per sample (0: nothing is hidden).
     slabs : into so many slabs of equal thickness the first patch axis is cut and shuffled; None: no order task.
+    shuffled_share : of the samples; the others keep their slabs in order.
     border_slices : at most so many slices are hidden at either border of every slab.
     order_weight : of the order loss beside the reconstruction loss (of `order` alone: 1).
     reasons : why, one sentence each.
@@ -28,6 +29,7 @@ class PretextPlan(Record):
     slabs: int | None
     border_slices: int
     order_weight: float = Field(ge=0)
+    shuffled_share: float = Field(default=1.0, ge=0, le=1)
     reasons: tuple[str, ...]
 
 

@@ -24,11 +24,11 @@ def test_help_needs_no_torch_and_little_time():
     done = run("-c", code)
     seconds = time.perf_counter() - start
     assert done.returncode == 0, done.stderr
-    assert all(command in done.stdout for command in ("plan", "train", "predict", "evaluate", "demo"))
+    assert all(command in done.stdout for command in ("plan", "pretrain-init", "train", "predict", "evaluate", "demo"))
     assert seconds < 3, "help takes 0.2 s on an idle machine"
 
 
-@pytest.mark.parametrize("command", ["plan", "train", "predict", "evaluate", "demo"])
+@pytest.mark.parametrize("command", ["plan", "pretrain-init", "train", "predict", "evaluate", "demo"])
 def test_every_command_explains_itself(command):
     done = run("-m", "autoseg", command, "--help")
     assert done.returncode == 0, done.stderr

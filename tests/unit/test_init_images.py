@@ -22,6 +22,8 @@ from autoseg.initialization import measurement
 from autoseg.initialization.images import (
     ImageSet,
     ImageSource,
+    InspectedImage,
+    _statistics,
     gather_images,
     hold_back,
     image_sources,
@@ -32,7 +34,8 @@ from autoseg.initialization.images import (
 from autoseg.initialization.measurement import measure
 from autoseg.initialization.pretext import plan_pretext
 from autoseg.initialization.pretraining import InitSession, image_patches, pretrain
-from autoseg.initialization.schedule import pretraining_optimizer
+from autoseg.initialization.record import SeenImage
+from autoseg.initialization.schedule import Plateau, pretraining_optimizer
 from autoseg.planning.planner import store_record
 from autoseg.schema import ConfigurationName, IntensityStatistics, Plan, StoreRecord
 from autoseg.training.draws import DrawSettings
@@ -173,6 +176,19 @@ def test_a_channel_that_never_varies_has_deviation_one(dataset, decided, tmp_pat
     flat = open_dataset(tmp_path / "dataset")
     images = gathered(flat, prepare(flat, decided, tmp_path))
     assert images.means[1] == pytest.approx(7) and images.deviations[1] == 1 and images.deviations[0] > 4
+
+
+@pytest.mark.parametrize("value", [70000.3, 1000000.1])
+def test_rounding_of_sums_is_no_variance(value: float) -> None:
+    """Of large values sums of squares leave some: a deviation of 0.001 at 70,000."""
+    found = []
+    for slices in (50, 37, 37):
+        image = np.full((slices, 60, 61), value, np.float32)
+        sums = (float(image.sum(dtype=np.float64)),)
+        squares = (float(sum(np.square(part, dtype=np.float64).sum() for part in image)),)
+        found.append(InspectedImage(SeenImage(id="a", sha256=()), "", True, sums, squares, image.size))
+    means, deviations = _statistics(found)
+    assert means == (pytest.approx(value, rel=1e-6),) and deviations == (1.0,)
 
 
 def copy_images(dataset: Dataset, root: Path, change) -> None:
@@ -384,6 +400,15 @@ def test_a_pretraining_that_is_resumed_equals_an_unbroken_one(dataset, store, de
                         (replace(parts, images=replace(images, training=images.training[1:])), "the images")):
         with pytest.raises(UserError, match=f"another setting of {word}"):
             pretrain(other, True, lambda _: False)
+
+
+def test_a_pretraining_that_ended_at_a_plateau_stays_ended(dataset, store, decided, tmp_path, monkeypatch) -> None:
+    """Resumed, because it was killed before its record was written."""
+    monkeypatch.setattr(Plateau, "update", lambda self, error, step, steps: step == 2)
+    session = make_session(decided, store, gathered(dataset, store), tmp_path / "init", steps=50)
+    first, again = (pretrain(session, resume, lambda _: False) for resume in (False, True))
+    assert first is not None and again is not None and first[1].ended_by == again[1].ended_by == "plateau"
+    assert first[1].step == again[1].step < 50
 
 
 def test_pretraining_moves_every_weight_of_the_backbone(dataset, store, decided, tmp_path) -> None:

@@ -142,7 +142,7 @@ def test_boxes_are_capped_at_a_quarter_of_the_patch(
 
 @pytest.mark.parametrize(("size", "step", "slabs"), [
     (48, 4, 6), (128, 8, 4), (80, 8, 5), (20, 2, 5), (40, 4, 5), (8, 1, 2), (7, 1, None), (6, 1, None),
-    (12, 4, 3), (12, 6, 2), (20, 8, None), (34, 1, 2), (33, 1, 3), (31, 1, None),
+    (60, 2, 6), (12, 4, 3), (12, 6, 2), (20, 8, None), (34, 1, 2), (33, 1, 3), (31, 1, None),
 ])  # fmt: skip
 def test_slabs_are_the_most_that_are_thick_enough_whole_tokens(size: int, step: int, slabs: int | None) -> None:
     found, why = choose_slabs((size, 64, 64), (step, 8, 8))

@@ -123,6 +123,11 @@ def test_a_flat_error_ends_after_two_windows(steps: int, seed: int) -> None:
     assert (ends_at(noisy, steps) or 2 * window) >= 2 * window
 
 
+@pytest.mark.parametrize(("steps", "ended"), [(1999, None), (2000, None), (2001, 2000)])
+def test_the_last_step_is_no_plateau(steps: int, ended: int | None) -> None:
+    assert ends_at(np.full(steps, 0.7), steps) == ended
+
+
 @pytest.mark.parametrize("steps", [10_000, 50_000])
 def test_a_falling_error_goes_on_and_a_rising_one_ends(steps: int) -> None:
     done = np.arange(1, steps + 1) / steps
