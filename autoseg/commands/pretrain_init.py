@@ -91,6 +91,8 @@ def pretrain_init(  # noqa: PLR0913 (a command's options)
             steps=planned_steps, max_minutes=minutes, seed=seed, store=store.record, images=images,
             extra_folder=extra_images, folder=folder, device=chosen_device, versions=versions(),
         )
+        if chosen_device.type == "cpu" and preset is None and steps is None and max_minutes is None:
+            logger.warning("%d steps may take days on a CPU; --preset quick is made for it", planned_steps)
         recording.inputs.update(dataset=plan.dataset, plan=session.plan_hash)
         if overwrite:
             clear_folder(folder)

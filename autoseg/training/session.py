@@ -99,8 +99,8 @@ def replace_record(network: NetworkPlan, **changes: object) -> NetworkPlan:
 def read_started_with(folder: Path) -> FirstWeights | None:
     """The first weights that the resumable training in a model folder began with, by name and hash."""
     facts = read_resume_facts(folder / "resume") or {}
-    begun = facts.get("init")
-    return None if begun is None else FirstWeights(None, begun["init"], begun["init_sha256"])
+    begun = facts.get("init_sha256")
+    return None if begun is None else FirstWeights(None, facts["init"], begun)
 
 
 def read_resume_settings(folder: Path) -> TrainSettings | None:
@@ -185,8 +185,8 @@ def _matching_facts(session: Session) -> ResumeFacts:
         raise UserError(f"{session.folder} holds no training to continue.\nRun without --resume to start one.")
     asked = _facts(session)
     compared = {"plan_hash": "the plan", "cases": "the fold's cases", "seed": "--seed", "batch_size": "the batch size",
-                "optimizer": "the optimizer", "init": "the first weights (--init)"}
-    facts.setdefault("init", None)  # begun before there were any
+                "optimizer": "the optimizer", "init_sha256": "the first weights (--init)"}
+    facts.setdefault("init_sha256", None)  # begun before there were any
     if absent := [name for name in compared if name not in facts]:
         raise UserError(f"--resume: {session.folder} was begun by another version of autoseg ({', '.join(absent)} "
                         "not recorded).\nContinue with that version, or start anew with --overwrite.")
@@ -205,7 +205,7 @@ def _facts(session: Session) -> ResumeFacts:
     return {"plan_hash": session.plan_hash, "cases": content_hash([session.train_ids, session.validation_ids]),
             "seed": session.seed, "batch_size": session.network_plan.batch_size,
             "optimizer": session.optimizer.model_dump(mode="json"),
-            "init": None if session.first_weights is None else session.first_weights.facts,
+            **({"init_sha256": None} if session.first_weights is None else session.first_weights.facts),
             "settings": session.settings.flat()}
 
 
