@@ -5,9 +5,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from autoseg.data.dataset import Case
 from autoseg.errors import UserError
-from autoseg.initialization.transfer import init_folder, is_finished, read_foreign_weights, read_init
-from autoseg.schema import ArchitectureName, ConfigurationName, NetworkPlan, StoreRecord
+from autoseg.initialization.transfer import Planned, init_folder, is_finished, read_foreign_weights, read_init
+from autoseg.schema import ArchitectureName, ConfigurationName
 from autoseg.training.session import FirstWeights, read_started_with
 
 logger = logging.getLogger("autoseg")
@@ -41,14 +42,11 @@ class Beginning:
     is_own: bool = False
     continued: FirstWeights | None = None
 
-    def read(
-        self, planned: tuple[ArchitectureName, NetworkPlan, StoreRecord], validation_ids: Sequence[str]
-    ) -> FirstWeights | None:
-        """The first weights, checked against the plan; None where they are drawn. Raises what reading them raises."""
+    def read(self, planned: Planned, validation: Sequence[Case]) -> FirstWeights | None:
+        """The first weights, checked against plan and fold; None where they are drawn. Raises what reading raises."""
         if self.source is None:
             return self.continued
-        return read_init(self.source, planned) if self.is_own else read_foreign_weights(
-            self.source, planned, validation_ids)
+        return (read_init if self.is_own else read_foreign_weights)(self.source, planned, validation)
 
 
 def model_folder(run: Path, name: str, configuration: ConfigurationName, fold: str) -> Path:

@@ -31,9 +31,10 @@ from autoseg.initialization.images import (
 from autoseg.initialization.measurement import measure
 from autoseg.initialization.picture import draw_reconstructions
 from autoseg.initialization.pretext import plan_pretext
-from autoseg.initialization.pretraining import InitSession, PretrainState, pretrain
+from autoseg.initialization.pretraining import pretrain
 from autoseg.initialization.record import InitMeasures, InitMethod, InitRecord
 from autoseg.initialization.schedule import default_length, pretraining_optimizer
+from autoseg.initialization.session import InitSession, PretrainState
 from autoseg.initialization.transfer import init_folder, is_finished, write_init
 from autoseg.progress import readable_seconds
 from autoseg.schema import ArchitectureName, ConfigurationName, OptimizerPlan, Plan

@@ -91,7 +91,8 @@ def train(  # noqa: PLR0913 (a command's options)
         settings = _settings(folder, preset, resume, choices)
         planned = plan.configurations[configuration].networks[architecture]
         store = training_store(run, dataset, plan, configuration)
-        first = beginning.read((architecture, planned, store.record), () if fold == "all" else split[1])
+        held_out = [] if fold == "all" else [cases[case] for case in split[1]]
+        first = beginning.read((architecture, planned, store.record), held_out)
         used = resolve_optimizer(planned.optimizer, RECIPES, settings)
         chosen_device = choose_device(device)
         recording.device = str(chosen_device)
@@ -99,8 +100,8 @@ def train(  # noqa: PLR0913 (a command's options)
         session = Session(
             plan=plan, configuration=configuration, architecture=architecture, name=name, fold=fold,
             settings=settings, optimizer=used if first is None else with_warmup(used), seed=seed, store=store,
-            train_ids=split[0], validation_ids=() if fold == "all" else split[1], folder=folder, device=chosen_device,
-            versions=versions(), first_weights=first,
+            train_ids=split[0], validation_ids=tuple(case.id for case in held_out), folder=folder,
+            device=chosen_device, versions=versions(), first_weights=first,
         )
         recording.inputs.update(dataset=str(dataset.root), plan=session.plan_hash,
                                 init="scratch" if first is None else first.sha256)
@@ -118,7 +119,6 @@ def train(  # noqa: PLR0913 (a command's options)
         recording.results.update(steps=info.steps, training_seconds=round(info.seconds, 1))
         scores = None
         if session.validation_ids:
-            held_out = [cases[case] for case in session.validation_ids]
             scores, recording.exit_status = _validate(held_out, session, plan, recording)
         _report(session, info, scores, recording, json)
     return recording.exit_status

@@ -170,8 +170,7 @@ def preprocess_dataset(dataset: Dataset, store: StoreRecord, folder: Path, worke
     UserError : the disk is full, the folder is not writable, or cases failed their integrity checks (all
         reported together; the sound cases are kept).
     """
-    if any(case.id == "store" for case in dataset.cases):
-        raise UserError(f'{dataset.root}: a case is called "store", which is a name of our own. Rename it.')
+    _refuse_our_name(dataset.cases)
     try:
         missing, complete = _make_ready(dataset, folder)
     except OSError as error:
@@ -185,6 +184,12 @@ def preprocess_dataset(dataset: Dataset, store: StoreRecord, folder: Path, worke
         write_record(store, folder / STORE_FILE)
     logger.info("preprocessed %d cases (%d new) in %s", len(dataset.cases), len(missing), folder)
     return folder
+
+
+def _refuse_our_name(cases: Sequence[Case]) -> None:
+    for case in cases:
+        if case.id == "store":
+            raise UserError(f'{case.images[0]}: the case is called "store", which is a name of our own. Rename it.')
 
 
 def _make_ready(dataset: Dataset, folder: Path) -> tuple[list[Case], bool]:
@@ -223,6 +228,7 @@ def preprocess_images(cases: Sequence[Case], store: StoreRecord, folder: Path, w
     ------
     UserError : the disk is full, the folder is not writable, or images cannot be read (all reported together).
     """
+    _refuse_our_name(cases)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         remove_leftovers(folder, [case.id for case in cases])

@@ -60,16 +60,20 @@ def pool_slabs(features: Tensor, slabs: int) -> Tensor:
 class PretextNetwork(nn.Module):
     """A planned network with the heads of pretraining; the network's own heads are neither used nor trained.
 
-    `mask_value` (channel) stands for hidden voxels; it begins as the images' mean and is learned.
+    `mask_value` (channel) stands for hidden voxels; it begins as the images' mean and is learned. Unless it
+    `reconstructs`, the decoder is neither computed nor trained.
     """
 
-    def __init__(self, network: Segmenter, shapes: FeatureShapes, means: Sequence[float], slabs: int | None) -> None:
+    def __init__(
+        self, network: Segmenter, shapes: FeatureShapes, means: Sequence[float], slabs: int | None,
+        reconstructs: bool = True,
+    ) -> None:  # fmt: skip
         super().__init__()
         self.network = network
         self.mask_value = nn.Parameter(torch.tensor(means, dtype=torch.float32))
         self.reconstruction = nn.ModuleList(
             convolution(features, len(means), (1,) * len(shape), (1,) * len(shape))
-            for features, *shape in shapes.decoder
+            for features, *shape in (shapes.decoder if reconstructs else ())
         )
         self.order = nn.ModuleDict()
         for stage, (features, length, *_) in enumerate(shapes.encoder):
@@ -77,9 +81,15 @@ class PretextNetwork(nn.Module):
                 self.order[str(stage)] = OrderHead(features, slabs)
 
     def forward(self, x: Tensor) -> PretextOutput:
-        maps = self.network.feature_maps(x)
-        reconstructions = [head(level) for head, level in zip(self.reconstruction, maps.decoder, strict=True)]
-        return PretextOutput(reconstructions, {int(stage): head(maps.encoder[int(stage)])
+        encoder: tuple[Tensor, ...]
+        decoder: tuple[Tensor, ...] = ()
+        if len(self.reconstruction):
+            maps = self.network.feature_maps(x)
+            encoder, decoder = maps.encoder, maps.decoder
+        else:
+            encoder = self.network.encoder_maps(x)
+        reconstructions = [head(level) for head, level in zip(self.reconstruction, decoder, strict=True)]
+        return PretextOutput(reconstructions, {int(stage): head(encoder[int(stage)])
                                                for stage, head in self.order.items()})
 
 

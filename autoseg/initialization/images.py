@@ -109,11 +109,12 @@ def gather_images(
 
     Raises
     ------
-    UserError : an image is the same everywhere; an added image is a copy of a validation image.
+    UserError : an image is the same everywhere; an added image is a copy of one of the fold's.
     """
     found = _inspected([*training, *extra], workers)
-    if extra and validation:
-        _refuse_copies(extra, found[len(training) :], _inspected(validation, workers))
+    if extra:
+        known, added = found[: len(training)], found[len(training) :]
+        _refuse_copies(extra, added, known, _inspected(validation, workers) if validation else [])
     constant = [f"{', '.join(map(str, source.case.images))}: every voxel has the same value"
                 for source, one in zip((*training, *extra), found, strict=True) if one.is_constant]
     if constant:
@@ -186,13 +187,21 @@ def _inspected(sources: Sequence[ImageSource], workers: int) -> list[InspectedIm
 
 
 def _refuse_copies(
-    extra: Sequence[ImageSource], found: Sequence[InspectedImage], validation: Sequence[InspectedImage]
-) -> None:
+    extra: Sequence[ImageSource], found: Sequence[InspectedImage], training: Sequence[InspectedImage],
+    validation: Sequence[InspectedImage],
+) -> None:  # fmt: skip
+    """UserError where an added image has the very voxels of one of the fold's, under whatever name."""
     held_out = {one.voxels_sha256: one.seen.id for one in validation}
     copies = [f"{source.case.images[0]}: the same voxels as validation case '{held_out[one.voxels_sha256]}'"
               for source, one in zip(extra, found, strict=True) if one.voxels_sha256 in held_out]
     if copies:
         raise all_of(copies, "--extra-images holds copies of images that this fold validates on:", MOVE_OUT)
+    used = {one.voxels_sha256: one.seen.id for one in training}
+    twice = [f"{source.case.images[0]}: the same voxels as training case '{used[one.voxels_sha256]}'"
+             for source, one in zip(extra, found, strict=True) if one.voxels_sha256 in used]
+    if twice:
+        raise all_of(twice, "--extra-images holds copies of training images, which are used anyway:",
+                     "Move them out of the folder.")
 
 
 def _statistics(images: Sequence[InspectedImage]) -> tuple[tuple[float, ...], tuple[float, ...]]:

@@ -22,8 +22,9 @@ from autoseg.initialization.corruption import (
 from autoseg.initialization.heads import PretextNetwork, PretextOutput
 from autoseg.initialization.objective import level_errors, standardized
 from autoseg.initialization.picture import Example
-from autoseg.initialization.pretraining import InitSession, image_patches
+from autoseg.initialization.pretraining import image_patches
 from autoseg.initialization.record import InitMeasures
+from autoseg.initialization.session import InitSession
 from autoseg.progress import progress
 from autoseg.training.draws import DrawSettings
 from autoseg.training.loop import DTYPES

@@ -47,12 +47,12 @@ def pretext_loss(
             total = total + weight * (masked + VISIBLE_WEIGHT * visible)
         masked_error = errors[0][0].detach()
     if corrupted.order is not None and plan.slabs is not None:
-        told = corrupted.order[:, 0] != UNSHUFFLED
-        order = corrupted.order[told]
-        entropies = [functional.cross_entropy(logits[told].float().flatten(0, 1), order.flatten())
-                     for logits in output.order_logits.values()]
+        # Nothing here asks the device which samples are shuffled: that would wait for it at every step.
+        told = (corrupted.order != UNSHUFFLED).sum()
+        entropies = [functional.cross_entropy(logits.float().flatten(0, 1), corrupted.order.flatten(),
+                                              ignore_index=UNSHUFFLED) for logits in output.order_logits.values()]
         total = total + plan.order_weight * torch.stack(entropies).mean() / math.log(plan.slabs)
-        right = [(logits[told].argmax(2) == order).float().mean() for logits in output.order_logits.values()]
+        right = [(logits.argmax(2) == corrupted.order).sum() / told for logits in output.order_logits.values()]
         order_accuracy = torch.stack(right).mean().detach()
     return Loss(total, masked_error, order_accuracy)
 

@@ -7,9 +7,9 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, ExitStack
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,92 +18,28 @@ from autoseg.data.parallel import default_workers
 from autoseg.errors import UserError
 from autoseg.initialization.corruption import corrupt, draw_corruptions
 from autoseg.initialization.heads import PretextNetwork, feature_shapes
-from autoseg.initialization.images import ImageSet, ImageSource
+from autoseg.initialization.images import ImageSource
 from autoseg.initialization.objective import Loss, pretext_loss
-from autoseg.initialization.record import InitMethod, PretextPlan
 from autoseg.initialization.schedule import Plateau, cosine_rate, progress_of
+from autoseg.initialization.session import EndedBy, InitSession, PretrainState, facts_of, matching_facts
 from autoseg.networks.builder import build_network
-from autoseg.networks.checkpoint import load_resume, read_resume_facts, save_resume
+from autoseg.networks.checkpoint import load_resume, save_resume
 from autoseg.networks.segmenter import Segmenter
 from autoseg.progress import progress, readable_seconds
-from autoseg.records import content_hash, replacing, storage_error
-from autoseg.schema import ArchitectureName, ConfigurationName, NetworkPlan, OptimizerPlan, Plan, StoreRecord
+from autoseg.records import replacing, storage_error
 from autoseg.training.draws import DrawSettings
 from autoseg.training.loop import DTYPES, PATIENCE_STEPS, seed_layers
 from autoseg.training.mirroring import mirror_positions
 from autoseg.training.optimization import describe_optimizer, make_optimizer, update_weights
 from autoseg.training.probe import choose_precision, to_device_layout
-from autoseg.training.session import replace_record
-from autoseg.training.settings import TrainSettings
 from autoseg.training.streaming import PatchSource, default_memory_budget, open_case_patches
 
-EndedBy = Literal["steps", "time", "plateau"]
 METRICS_NAME = "metrics.jsonl"
 METRICS_LINES = 100
 RECENT_SHARE = 0.02
 """Of a step in the running means that are shown: they forget over 50 steps."""
 
 logger = logging.getLogger("autoseg")
-
-
-@dataclass(frozen=True, kw_only=True)
-class InitSession:
-    """What is to be pretrained, on what, and where it goes.
-
-    `folder`: init/<name>/<configuration>/fold_<k>. `steps` at most, and `max_minutes` where it is given.
-    """
-
-    plan: Plan
-    configuration: ConfigurationName
-    architecture: ArchitectureName
-    name: str
-    fold: str
-    method: InitMethod
-    pretext: PretextPlan
-    settings: TrainSettings
-    optimizer: OptimizerPlan
-    steps: int
-    max_minutes: float | None
-    seed: int
-    store: StoreRecord
-    images: ImageSet
-    extra_folder: Path | None
-    folder: Path
-    device: torch.device
-    versions: dict[str, str]
-
-    @property
-    def network_plan(self) -> NetworkPlan:
-        """The plan's network, with the batch and the optimizer of this pretraining."""
-        planned = self.plan.configurations[self.configuration].networks[self.architecture]
-        limit = self.settings.max_batch_size or planned.batch_size
-        return replace_record(planned, batch_size=min(planned.batch_size, limit), optimizer=self.optimizer)
-
-    @property
-    def plan_hash(self) -> str:
-        """As `input_hash` of the plan's network."""
-        return input_hash(self.architecture, self.network_plan, self.store)
-
-
-def input_hash(architecture: ArchitectureName, network: NetworkPlan, store: StoreRecord) -> str:
-    """Changes with whatever shapes a network's weights or what it sees: topology, patch, spacing, normalization."""
-    shape = {"patch_shape", "topology"}
-    return content_hash([architecture, network.model_dump(mode="json", include=shape), store.model_dump(mode="json")])
-
-
-@dataclass
-class PretrainState:
-    """Where a pretraining stands; with weights and optimizer it is all that resuming needs.
-
-    `masked_error`, `order_accuracy`: running means of what is shown. `ended_by` is set at the end.
-    """
-
-    step: int = 0
-    seconds: float = 0.0
-    masked_error: float | None = None
-    order_accuracy: float | None = None
-    plateau: Plateau = field(default_factory=Plateau)
-    ended_by: EndedBy | None = None
 
 
 @dataclass(frozen=True)
@@ -132,7 +68,7 @@ def pretrain(
     ------
     UserError : resuming with other images, another plan or other settings; a diverging loss; a full disk.
     """
-    facts = _matching_facts(session) if resume else None
+    facts = matching_facts(session) if resume else None
     torch.manual_seed(session.seed)
     network = to_pretext(session)
     for reason in session.pretext.reasons:
@@ -153,7 +89,8 @@ def to_pretext(session: InitSession) -> PretextNetwork:
     channels = len(plan.channel_names)
     built = build_network(session.architecture, network, channels, len(plan.labels))
     shapes = feature_shapes(session.architecture, network, channels)
-    heads = PretextNetwork(built, shapes, session.images.means, session.pretext.slabs)
+    heads = PretextNetwork(built, shapes, session.images.means, session.pretext.slabs,
+                           reconstructs=session.pretext.mask_ratio > 0)
     on_device: Segmenter = to_device_layout(built, session.device)
     heads.network = on_device
     return heads.to(session.device)
@@ -309,33 +246,8 @@ def _trim_metrics(path: Path, kept_steps: int) -> None:
         temporary.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
 
 
-def _facts(session: InitSession) -> dict[str, Any]:
-    return {
-        "plan_hash": session.plan_hash,
-        "images": content_hash([image.model_dump() for image in session.images.identities(session.images.training)]),
-        "method": session.method, "seed": session.seed, "steps": session.steps, "max_minutes": session.max_minutes,
-        "batch_size": session.network_plan.batch_size, "optimizer": session.optimizer.model_dump(mode="json"),
-    }
-
-
-def _matching_facts(session: InitSession) -> dict[str, Any]:
-    """What the resumable state was begun with; UserError where this session asks for something else."""
-    facts = read_resume_facts(session.folder / "resume")
-    if facts is None:
-        raise UserError(f"--resume: {session.folder} holds no pretraining to continue.\nRun without --resume to start "
-                        "one.")
-    names = {"plan_hash": "the plan", "images": "the images", "method": "--method", "seed": "--seed",
-             "steps": "--steps", "max_minutes": "--max-minutes", "batch_size": "the batch size",
-             "optimizer": "the optimizer"}
-    changed = [words for key, words in names.items() if facts.get(key) != _facts(session)[key]]
-    if changed:
-        raise UserError(f"--resume: {session.folder} was begun with another setting of {', '.join(changed)}.\nRestore "
-                        "it, or start anew with --overwrite or under another --name.")
-    return facts
-
-
 def _save(running: Pretraining, state: PretrainState) -> None:
-    facts = {**_facts(running.session), "precision": running.precision, "state": asdict(state)}
+    facts = {**facts_of(running.session), "precision": running.precision, "state": asdict(state)}
     save_resume(running.session.folder / "resume", running.network, running.optimizer, running.scaler, facts)
 
 

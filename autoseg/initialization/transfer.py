@@ -4,12 +4,14 @@ import logging
 from collections.abc import Sequence
 from pathlib import Path
 
+from autoseg.data.dataset import Case
+from autoseg.data.volume import files_of
 from autoseg.errors import UserError, all_of
-from autoseg.initialization.pretraining import input_hash
-from autoseg.initialization.record import InitRecord
+from autoseg.initialization.record import InitRecord, SeenImage
+from autoseg.initialization.session import input_hash
 from autoseg.networks.checkpoint import MODEL_NAME, WEIGHTS_NAME, read_tensors, save_tensors
 from autoseg.networks.segmenter import Segmenter
-from autoseg.records import read_record, write_record
+from autoseg.records import file_sha256, read_record, write_record
 from autoseg.schema import ArchitectureName, CheckpointInfo, ConfigurationName, NetworkPlan, OptimizerPlan, StoreRecord
 from autoseg.training.session import FirstWeights
 
@@ -43,14 +45,20 @@ def with_warmup(optimizer: OptimizerPlan) -> OptimizerPlan:
     return optimizer.model_copy(update={"warmup_share": max(optimizer.warmup_share, WARMUP_SHARE)})
 
 
-def read_init(folder: Path, planned: tuple[ArchitectureName, NetworkPlan, StoreRecord]) -> FirstWeights:
-    """The first weights that this run's pretraining left, for the network as it is planned now.
+Planned = tuple[ArchitectureName, NetworkPlan, StoreRecord]
+
+
+def read_init(folder: Path, planned: Planned, validation: Sequence[Case]) -> FirstWeights:
+    """The first weights that this run's pretraining left, for the network and the fold as they are now.
 
     Raises
     ------
-    UserError : the plan has changed since; a file is absent or damaged.
+    UserError : the plan has changed since; pretraining saw cases that the fold validates on (splits.json was changed);
+        a file is absent or damaged.
     """
     record = read_record(InitRecord, folder / INIT_NAME)
+    names = {image.id for image in seen_images(record)}
+    _refuse_seen(folder, [case.id for case in validation if case.id in names])
     if record.plan_hash != input_hash(*planned):
         raise UserError(
             f"{folder} was pretrained for another plan than the run has now ({_changes(record, *planned)}).\nPretrain "
@@ -59,21 +67,21 @@ def read_init(folder: Path, planned: tuple[ArchitectureName, NetworkPlan, StoreR
     return _weights(folder, record.weights_sha256)
 
 
-def read_foreign_weights(
-    folder: Path, planned: tuple[ArchitectureName, NetworkPlan, StoreRecord], validation_ids: Sequence[str]
-) -> FirstWeights:
+def read_foreign_weights(folder: Path, planned: Planned, validation: Sequence[Case]) -> FirstWeights:
     """First weights from a folder that the user names: an `init` folder, or a model's, of any run.
 
     Whether every tensor fits is seen when they are put into the network. A plan that differs is said.
 
     Raises
     ------
-    UserError : no such folder; a file is absent or damaged; pretraining saw cases that this fold validates on.
+    UserError : no such folder; a file is absent or damaged; pretraining saw images that this fold validates on (their
+        files are compared by hash, whatever their names).
     """
     if is_finished(folder):
         record = read_record(InitRecord, folder / INIT_NAME)
-        if record.store.labels == planned[2].labels:
-            _refuse_seen(folder, record, validation_ids)
+        hashes = {sha256 for image in seen_images(record) for sha256 in image.sha256}
+        _refuse_seen(folder, [case.id for case in validation
+                              if any(file_sha256(file) in hashes for path in case.images for file in files_of(path))])
         if record.plan_hash != input_hash(*planned):
             logger.warning("--init %s: made for another plan (%s); used as you asked", folder,
                            _changes(record, *planned))
@@ -87,13 +95,16 @@ def read_foreign_weights(
                     "first weights (init/<name>/<configuration>/fold_<k>) or of a model was expected.")
 
 
-def _refuse_seen(folder: Path, record: InitRecord, validation_ids: Sequence[str]) -> None:
-    images = (*record.images, *record.held_back, *record.extra_images)
-    seen = sorted({image.id for image in images} & set(validation_ids))
+def seen_images(record: InitRecord) -> tuple[SeenImage, ...]:
+    """Every image that pretraining learned from or was measured on."""
+    return (*record.images, *record.held_back, *record.extra_images)
+
+
+def _refuse_seen(folder: Path, seen: Sequence[str]) -> None:
     if seen:
         raise all_of([f"'{case}'" for case in seen],
-                     f"--init {folder}: its pretraining saw images that this fold validates on:",
-                     "Pretrain for this fold (autoseg pretrain-init --fold), or the scores would be too good.")
+                     f"{folder}: its pretraining saw images that this fold validates on:",
+                     "Pretrain for this fold (autoseg pretrain-init --fold …), or the scores would be too good.")
 
 
 def _weights(folder: Path, expected_sha256: str) -> FirstWeights:

@@ -83,6 +83,10 @@ class Segmenter(nn.Module):
         decoder = tuple(self._decode(list(encoder)))
         return FeatureMaps(tuple(encoder), decoder[::-1])
 
+    def encoder_maps(self, x: Tensor) -> tuple[Tensor, ...]:
+        """`feature_maps(x).encoder`, without computing the decoder."""
+        return tuple(self._encode(x))
+
     def _finest_features(self, x: Tensor) -> Tensor:
         """The decoder's first map alone; the others are freed once they are used."""
         return deque(self._decode(self._encode(x)), maxlen=1).pop()

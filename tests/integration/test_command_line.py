@@ -64,7 +64,9 @@ def test_a_wheel_installed_elsewhere_finds_its_presets(tmp_path):
     code = (f"import sys; sys.path.insert(0, {str(target)!r}); import autoseg\n"
             f"assert {str(target)!r} in autoseg.__file__\n"
             "from autoseg.training.settings import preset_names, load_preset\n"
-            "print(preset_names()); load_preset('quick')")
+            "print(preset_names()); load_preset('quick')\n"
+            "from importlib import resources\n"
+            "print([entry.name for entry in (resources.files('presets') / 'protocols').iterdir()])")
     done = run("-c", code, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    assert "default" in done.stdout and "quick" in done.stdout
+    assert "default" in done.stdout and "quick" in done.stdout and "btcv-unetr.toml" in done.stdout

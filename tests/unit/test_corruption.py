@@ -204,3 +204,24 @@ def test_without_masks_only_borders_are_hidden() -> None:
     gone = [(corrupted.image[sample] == 0).all(dim=(0, 2, 3)) for sample in range(2)]
     for lost, draw in zip(gone, draws, strict=True):
         assert torch.equal(lost, border_slices(draw, PATCH[0])[0])
+
+
+# ---------------------------------------------------------------- samples that keep their order
+def test_the_asked_share_of_samples_is_shuffled() -> None:
+    """1,000 draws at a half: binomial, sd 16."""
+    draws = draw_corruptions(tasks().model_copy(update={"shuffled_share": 0.5}), PATCH, 0, 0, 1000)
+    assert abs(sum(draw.order is not None for draw in draws) - 500) < 5 * 16
+    assert all((draw.order is None) == (draw.borders == ()) for draw in draws)
+
+
+def test_in_a_mixed_batch_each_sample_is_as_it_would_be_alone() -> None:
+    plan, image = tasks(), numbered(2, 1)
+    shuffled_draw, other = draw_corruptions(plan, PATCH, 0, 0, 2)
+    draws = [shuffled_draw, in_order(other)]
+    together = corrupt(image, draws, plan, torch.zeros(1))
+    for sample, draw in enumerate(draws):
+        alone = corrupt(image[sample : sample + 1], [draw], plan, torch.zeros(1))
+        for field in ("image", "target", "hidden", "scored"):
+            assert torch.equal(getattr(together, field)[sample], getattr(alone, field)[0])
+    assert together.order is not None and together.order.tolist() == [list(shuffled_draw.order or ()), [-1] * 4]
+    assert together.scored[1].all() and torch.equal(together.target[1], image[1])

@@ -1,5 +1,6 @@
 """First weights on disk and into a network: all of the backbone, nothing of the heads, for this plan and fold only."""
 
+import hashlib
 import logging
 from pathlib import Path
 
@@ -8,9 +9,10 @@ import torch
 from test_planner import STATISTICS
 from test_pretext_plan import ARCHITECTURES, planned
 
+from autoseg.data.dataset import Case
 from autoseg.errors import UserError
-from autoseg.initialization.pretraining import input_hash
 from autoseg.initialization.record import InitMeasures, InitRecord, PretextPlan, SeenImage
+from autoseg.initialization.session import input_hash
 from autoseg.initialization.transfer import (
     init_folder,
     is_finished,
@@ -94,7 +96,7 @@ def test_what_is_written_comes_back_and_into_another_network_bit_for_bit(
     """The network to train has other heads, and more classes."""
     source, target = seeded(architecture, 1), seeded(architecture, 2, classes=5)
     tied = write_init(tmp_path, source, record(architecture))
-    first = read_init(tmp_path, as_planned(architecture))
+    first = read_init(tmp_path, as_planned(architecture), ())
     assert read_record(InitRecord, tmp_path / "init.json") == tied
     assert first.sha256 == tied.weights_sha256 != "" and first.source == str(tmp_path)
     assert first.tensors is not None and not any(source.is_task_head(name) for name in first.tensors)
@@ -129,7 +131,7 @@ def test_where_first_weights_lie() -> None:
 
 # ---------------------------------------------------------------- tensors that do not fit
 def test_every_tensor_that_does_not_fit_is_listed_and_nothing_is_copied(written) -> None:
-    tensors = dict(read_init(written, as_planned()).tensors or {})
+    tensors = dict(read_init(written, as_planned(), ()).tensors or {})
     names = sorted(name for name in tensors if name.endswith("weight"))
     missing, misshapen = names[0], names[1]
     del tensors[missing]
@@ -173,7 +175,7 @@ def test_weights_of_another_plan_are_refused_with_what_changed(written) -> None:
     }
     for words, changed in changes.items():
         with pytest.raises(UserError, match=rf"(?s)another plan than the run has now \({words}\).*pretrain-init"):
-            read_init(written, changed)
+            read_init(written, changed, ())
 
 
 def test_what_does_not_shape_the_network_may_change(written) -> None:
@@ -181,7 +183,7 @@ def test_what_does_not_shape_the_network_may_change(written) -> None:
     architecture, network, store = as_planned()
     other = network.model_copy(update={"batch_size": 9, "optimizer": RECIPES["sgd"], "reasons": ("why",),
                                        "memory_gib": 3.0, "checkpointed_stages": 2})
-    assert read_init(written, (architecture, other, store)).tensors
+    assert read_init(written, (architecture, other, store), ()).tensors
 
 
 # ---------------------------------------------------------------- damage
@@ -190,29 +192,53 @@ def test_damaged_absent_and_exchanged_weights_are_refused(written, tmp_path) -> 
     content = path.read_bytes()
     path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
     with pytest.raises(UserError, match="is not the file that the record beside it was written for"):
-        read_init(written, as_planned())
+        read_init(written, as_planned(), ())
     path.write_bytes(content[: len(content) // 2])
     with pytest.raises(UserError, match=r"weights\.safetensors.*safetensors"):
-        read_init(written, as_planned())
+        read_init(written, as_planned(), ())
     write_init(tmp_path / "other", seeded("resenc", 8), record())
     path.write_bytes((tmp_path / "other" / "weights.safetensors").read_bytes())
     with pytest.raises(UserError, match="SHA-256"):
         read_foreign_weights(written, as_planned(), ())
     path.unlink()
     with pytest.raises(UserError, match="does not exist"):
-        read_init(written, as_planned())
+        read_init(written, as_planned(), ())
     (written / "init.json").write_text("{}")
     with pytest.raises(UserError, match=r"init\.json does not hold what was expected"):
-        read_init(written, as_planned())
+        read_init(written, as_planned(), ())
 
 
 # ---------------------------------------------------------------- folders that the user names
-def test_foreign_weights_that_saw_validation_images_are_refused_by_name(written) -> None:
-    assert read_foreign_weights(written, as_planned(), ("e", "f")).tensors
+def scanned(folder: Path, case: str, content: bytes) -> Case:
+    """A case whose image file has this content."""
+    path = folder / f"{case}_0000.nii.gz"
+    path.write_bytes(content)
+    return Case(case, (path,), None)
+
+
+def test_own_weights_that_saw_validation_cases_are_refused(written, tmp_path) -> None:
+    """Splits may have changed since: names of the same run's cases."""
+    fresh = scanned(tmp_path, "e", b"e")
+    assert read_init(written, as_planned(), [fresh]).tensors
     for seen in ("a", "c", "d"):  # learned from, measured on, added
         with pytest.raises(UserError, match=rf"(?s)images that this fold validates on.*'{seen}'") as caught:
-            read_foreign_weights(written, as_planned(), ("e", seen))
+            read_init(written, as_planned(), [fresh, scanned(tmp_path, seen, b"whatever")])
         assert "'e'" not in str(caught.value)
+
+
+def test_foreign_weights_that_saw_validation_images_are_refused_whatever_their_names_and_labels(tmp_path) -> None:
+    hashes = {name: hashlib.sha256(name.encode()).hexdigest() for name in ("one", "two", "three")}
+    seen = {"images": (SeenImage(id="a", sha256=(hashes["one"],)),),
+            "held_back": (SeenImage(id="b", sha256=(hashes["two"],)),),
+            "extra_images": (SeenImage(id="c", sha256=(hashes["three"],)),),
+            "store": STORE.model_copy(update={"labels": {"background": 0, "other": 1}})}
+    write_init(tmp_path / "init", seeded("resenc", 1), record(**seen))
+    same_name = scanned(tmp_path, "a", b"another image")
+    assert read_foreign_weights(tmp_path / "init", as_planned(), [same_name]).tensors
+    for content in hashes:
+        with pytest.raises(UserError, match="(?s)images that this fold validates on.*'renamed'"):
+            read_foreign_weights(tmp_path / "init", as_planned(),
+                                 [same_name, scanned(tmp_path, "renamed", content.encode())])
 
 
 def test_foreign_weights_of_another_plan_are_taken_with_a_warning(written, caplog) -> None:
@@ -234,7 +260,7 @@ def test_a_model_folder_is_a_source(tmp_path, caplog) -> None:
         file_ending=".nii.gz", channel_names=("T1",), labels={"background": 0, "organ": 1}, store=STORE,
         mirror_axes=(), training={}, steps=1, seconds=1.0, plan_hash="", weights_sha256="", versions={}))
     with caplog.at_level(logging.WARNING, logger="autoseg"):
-        first = read_foreign_weights(tmp_path, as_planned(), ("a",))
+        first = read_foreign_weights(tmp_path, as_planned(), ())
     assert first.sha256 == info.weights_sha256 and any("for you to know" in message for message in caplog.messages)
     assert first.tensors is not None
     load_backbone(network, first.tensors, first.source)

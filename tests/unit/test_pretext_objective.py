@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -185,6 +186,21 @@ def test_the_order_loss_is_the_mean_cross_entropy_of_heads_over_that_of_guessing
     loss = loss_of([], corrupted, plan, logits)
     assert float(loss.total) == pytest.approx(np.mean(entropies) / math.log(SLABS), rel=1e-5)
     assert loss.order_accuracy is not None and float(loss.order_accuracy) == pytest.approx(np.mean(right))
+
+
+def test_samples_that_keep_their_order_do_not_count_in_it() -> None:
+    """Neither in the loss nor in the accuracy, whatever is said of them."""
+    plan = tasks("order")
+    corrupted = corrupted_noise(plan)
+    assert corrupted.order is not None
+    mixed = replace(corrupted, order=torch.stack([corrupted.order[0], torch.full((SLABS,), -1)]))
+    logits = {0: noise(2, SLABS, SLABS), 1: noise(2, SLABS, SLABS, seed=1)}
+    first = replace(corrupted, order=corrupted.order[:1])
+    alone, both = (loss_of([], one, plan, {stage: head[: len(one.order)] for stage, head in logits.items()})
+                   for one in (first, mixed))
+    assert both.order_accuracy is not None and alone.order_accuracy is not None
+    assert float(both.total) == pytest.approx(float(alone.total), rel=1e-6)
+    assert float(both.order_accuracy) == pytest.approx(float(alone.order_accuracy))
 
 
 # ---------------------------------------------------------------- precision
