@@ -11,7 +11,7 @@ from autoseg.planning.attention import SHALLOW_STAGES, SMALLEST_STRIDE, SMALLEST
 from autoseg.schema import ArchitectureName, NetworkPlan, Topology
 
 MASK_RATIO = 0.6
-"""LWI hides 0.4 of small cubes; of larger ones published work on masked images hides 0.6 to 0.75."""
+"""LWI hides 0.4, of cubes of 16 voxels (UNETR) or 4 (UNETR++); other published work on masked images 0.6 to 0.75."""
 BLOCK_STRIDES = 2
 """A hidden box is two tokens wide: one with visible neighbors on every side could be interpolated."""
 LARGEST_BLOCK = 4
