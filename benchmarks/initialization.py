@@ -148,6 +148,8 @@ def study(materials: Materials, recipe: Recipe, path: Path, runs: Iterator[Run],
         pretrained = find(lines, wanted or Pretraining("lwi", None, run.seed))
         if wanted is not None and (pretrained is None or not materials.weights_of(wanted, recipe).exists()):
             made = pretrain(wanted, recipe, materials, materials.pool)
+            if pretrained is not None and made["weights_sha256"] != pretrained["weights_sha256"]:
+                raise SystemExit(f"{wanted.key}: remade weights are not those of its line (another version?)")
             if pretrained is None:
                 append(path, made)
                 pretrained = made

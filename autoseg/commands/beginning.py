@@ -7,7 +7,14 @@ from pathlib import Path
 
 from autoseg.data.dataset import Case
 from autoseg.errors import UserError
-from autoseg.initialization.transfer import Planned, init_folder, is_finished, read_foreign_weights, read_init
+from autoseg.initialization.transfer import (
+    Planned,
+    init_folder,
+    is_finished,
+    read_foreign_weights,
+    read_init,
+    refuse_misfit,
+)
 from autoseg.schema import ArchitectureName, ConfigurationName
 from autoseg.training.session import FirstWeights, read_started_with
 
@@ -42,11 +49,16 @@ class Beginning:
     is_own: bool = False
     continued: FirstWeights | None = None
 
-    def read(self, planned: Planned, validation: Sequence[Case]) -> FirstWeights | None:
-        """The first weights, checked against plan and fold; None where they are drawn. Raises what reading raises."""
+    def read(self, planned: Planned, channels: int, validation: Sequence[Case]) -> FirstWeights | None:
+        """The first weights, checked against network and fold; None where they are drawn. Raises what reading raises.
+
+        channels : of the input.
+        """
         if self.source is None:
             return self.continued
-        return (read_init if self.is_own else read_foreign_weights)(self.source, planned, validation)
+        first = (read_init if self.is_own else read_foreign_weights)(self.source, planned, validation)
+        refuse_misfit(first, planned, channels)
+        return first
 
 
 def model_folder(run: Path, name: str, configuration: ConfigurationName, fold: str) -> Path:
@@ -94,8 +106,8 @@ def _continued(asked: Asked, with_init: str) -> Beginning:
 def _say_none(asked: Asked, own: Path) -> None:
     """One line where first weights exist that are not taken, because of their name or because they are unfinished."""
     if (own / "resume").is_dir():
-        logger.warning("--init auto: the pretraining in %s has not finished, so weights are drawn; finish it with "
-                       "`autoseg pretrain-init --resume`", own)
+        logger.warning("--init auto: the pretraining in %s has not finished, so weights are drawn; to finish it, "
+                       "repeat its command with --resume", own)
         return
     finished = (asked.run / "init").glob(f"*/{asked.configuration}/fold_{asked.fold}/init.json")
     others = sorted(path.parents[2].name for path in finished)

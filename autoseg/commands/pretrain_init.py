@@ -2,6 +2,8 @@
 
 import logging
 import math
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
@@ -13,11 +15,12 @@ from autoseg.commands.output import write_json_object, write_stdout
 from autoseg.commands.plan import default_configuration, read_plan
 from autoseg.commands.recording import Recording, recorded, versions
 from autoseg.commands.stopping import stop_on_signals
-from autoseg.commands.train import clear_folder, known_architecture, training_store
+from autoseg.commands.train import clear_folder, known_architecture
 from autoseg.data.dataset import Case, list_images, open_dataset
 from autoseg.data.parallel import default_workers
+from autoseg.data.preprocessing import input_identity
 from autoseg.data.splits import read_splits, training_cases
-from autoseg.data.store import Store
+from autoseg.data.store import STORE_FILE, Store, is_stored, open_store, store_folder
 from autoseg.errors import UserError
 from autoseg.inference.device import choose_device
 from autoseg.initialization.images import (
@@ -34,14 +37,37 @@ from autoseg.initialization.pretext import plan_pretext
 from autoseg.initialization.pretraining import pretrain
 from autoseg.initialization.record import InitMeasures, InitMethod, InitRecord
 from autoseg.initialization.schedule import default_length, pretraining_optimizer
-from autoseg.initialization.session import InitSession, PretrainState
+from autoseg.initialization.session import Begun, InitSession, PretrainState, read_begun
 from autoseg.initialization.transfer import init_folder, is_finished, write_init
+from autoseg.planning.planner import store_record
 from autoseg.progress import readable_seconds
 from autoseg.schema import ArchitectureName, ConfigurationName, OptimizerPlan, Plan
 from autoseg.training.settings import TrainSettings, load_preset, override
 
 PICTURE_NAME = "reconstruction.png"
 logger = logging.getLogger("autoseg")
+
+
+@dataclass(frozen=True)
+class Wishes:
+    """Options as given; None where the user left one out."""
+
+    preset: str | None
+    method: InitMethod | None
+    steps: int | None
+    max_minutes: float | None
+    learning_rate: float | None
+
+
+@dataclass(frozen=True)
+class Choices:
+    """What a pretraining does."""
+
+    settings: TrainSettings
+    method: InitMethod
+    steps: int
+    max_minutes: float | None
+    optimizer: OptimizerPlan
 
 
 def pretrain_init(  # noqa: PLR0913 (a command's options)
@@ -55,8 +81,9 @@ def pretrain_init(  # noqa: PLR0913 (a command's options)
     ] = None,
     fold: Annotated[str, Parameter(help="Images of this fold's training cases are seen, no others; or `all`.")] = "0",
     method: Annotated[
-        InitMethod, Parameter(help="`lwi`: restore hidden boxes and tell slabs' order; `mim`, `order`: only one.")
-    ] = "lwi",
+        InitMethod | None,
+        Parameter(help="`lwi`: restore hidden boxes and tell slabs' order; `mim`, `order`: only one. By default lwi."),
+    ] = None,
     steps: Annotated[int | None, Parameter(help="By default a fifth of the preset's training.")] = None,
     max_minutes: Annotated[float | None, Parameter(help="Ends earlier when this time is up.")] = None,
     preset: Annotated[str | None, Parameter(help="Of the training to come: `default`, `quick`, or a file.")] = None,
@@ -78,22 +105,21 @@ def pretrain_init(  # noqa: PLR0913 (a command's options)
     with recorded("pretrain-init", run, seed) as recording:
         chosen_device = choose_device(device)
         recording.device = str(chosen_device)
-        settings = load_preset(preset or "default")
-        planned_steps, minutes = _length(default_length(settings), steps, max_minutes)
+        wishes = Wishes(preset, method, steps, max_minutes, learning_rate)
+        chosen = _choose(wishes, architecture, read_begun(folder) if resume else None)
         network = plan.configurations[configuration].networks[architecture]
-        pretext = plan_pretext(architecture, network, method)
+        pretext = plan_pretext(architecture, network, chosen.method)
         _refuse_what_exists(folder, resume, overwrite)
         images, store = _images(run, plan, configuration, fold, extra_images, seed)
-        batch = min(network.batch_size, settings.max_batch_size or network.batch_size)
-        refuse_too_few(images.training, batch, configuration == "2d")
         session = InitSession(
-            plan=plan, configuration=configuration, architecture=architecture, name=name, fold=fold, method=method,
-            pretext=pretext, settings=settings, optimizer=_optimizer(architecture, settings, learning_rate),
-            steps=planned_steps, max_minutes=minutes, seed=seed, store=store.record, images=images,
+            plan=plan, configuration=configuration, architecture=architecture, name=name, fold=fold,
+            method=chosen.method, pretext=pretext, settings=chosen.settings, optimizer=chosen.optimizer,
+            steps=chosen.steps, max_minutes=chosen.max_minutes, seed=seed, store=store.record, images=images,
             extra_folder=extra_images, folder=folder, device=chosen_device, versions=versions(),
         )
+        refuse_too_few(images, session.network_plan.batch_size, configuration == "2d")
         if chosen_device.type == "cpu" and preset is None and steps is None and max_minutes is None:
-            logger.warning("%d steps may take days on a CPU; --preset quick is made for it", planned_steps)
+            logger.warning("%d steps may take days on a CPU; --preset quick is made for it", chosen.steps)
         recording.inputs.update(dataset=plan.dataset, plan=session.plan_hash)
         if overwrite:
             clear_folder(folder)
@@ -103,9 +129,13 @@ def pretrain_init(  # noqa: PLR0913 (a command's options)
             raise UserError("Pretraining was stopped; nothing is lost.\nContinue with the same command and --resume "
                             f"(state: {folder / 'resume'}).")
         pretrained, state, precision = ended
-        measures, examples = measure(session, pretrained, precision)
-        draw_reconstructions(examples, f"{name}, {configuration}, fold {fold}: {method} after {state.step} steps",
-                             folder / PICTURE_NAME)
+        try:
+            measures, examples = measure(session, pretrained, precision)
+        except KeyboardInterrupt:
+            raise UserError("Interrupted while measuring; the weights are learned, and nothing is lost.\nMeasure and "
+                            "write them with the same command and --resume.") from None
+        title = f"{name}, {configuration}, fold {fold}: {chosen.method} after {state.step} steps"
+        draw_reconstructions(examples, title, folder / PICTURE_NAME)
         record = write_init(folder, pretrained.network, _record(session, state, measures, precision))
         recording.inputs["weights"] = record.weights_sha256
         _report(record, folder, recording, json)
@@ -122,9 +152,9 @@ def _images(
     validation = () if fold == "all" else validation
     added: tuple[Case, ...] = ()
     if extra_folder is not None:
-        added = list_images(extra_folder, len(plan.channel_names), plan.file_ending)
+        added = list_images(extra_folder, len(plan.channel_names), plan.file_ending, "as the dataset's images do")
     refuse_known(added, training, validation)
-    store, workers = training_store(run, dataset, plan, configuration), default_workers()
+    store, workers = _store(run, plan, configuration, [cases[case] for case in training]), default_workers()
     extra = prepare_extra_images(added, run, configuration, store.record, workers) if added else []
     # Validation images are looked at for one thing only: whether an added image is a copy of one.
     held_out = image_sources([cases[case] for case in validation], store) if added else []
@@ -134,18 +164,40 @@ def _images(
     return images, store
 
 
-def _optimizer(architecture: ArchitectureName, settings: TrainSettings, rate: float | None) -> OptimizerPlan:
+def _store(run: Path, plan: Plan, configuration: ConfigurationName, training: Sequence[Case]) -> Store:
+    """The preprocessed cases. They are not prepared here: that would read labels, and validation images."""
+    record = store_record(plan, configuration)
+    folder = store_folder(run, configuration, record)
+    stale = [case.id for case in training if not is_stored(folder, case.id, input_identity(case))]
+    if stale or not (folder / STORE_FILE).is_file():
+        what = f"{', '.join(stale[:5])}{' …' * (len(stale) > 5)} changed since, or" if stale else "it"
+        raise UserError(f"{folder}: the cases of {configuration} are not ready: {what} was not preprocessed.\nRun "
+                        f"`autoseg plan {plan.dataset} --run {run} --configurations {configuration}` first; "
+                        "pretraining opens no label and no validation image, and preprocessing does.")
+    return open_store(folder)
+
+
+def _choose(wishes: Wishes, architecture: ArchitectureName, begun: Begun | None) -> Choices:
+    """What was asked for; for the rest the preset, or what a continued pretraining was begun with."""
+    settings, default = load_preset(wishes.preset or "default"), None
+    if begun is not None and wishes.preset is None:
+        settings, default = begun.settings, (begun.steps, begun.max_minutes)
+    steps, minutes = _length(default or default_length(settings), wishes.steps, wishes.max_minutes)
     optimizer = pretraining_optimizer(architecture, settings)
-    if rate is None:
-        return optimizer
-    override(settings, learning_rate=rate)  # refuses what makes no sense
-    return optimizer.model_copy(update={"learning_rate": rate})
+    rate = wishes.learning_rate
+    if rate is None and begun is not None:
+        rate = begun.learning_rate
+    if rate is not None:
+        override(settings, learning_rate=rate)  # refuses what makes no sense
+        optimizer = optimizer.model_copy(update={"learning_rate": rate})
+    method = wishes.method or (begun.method if begun else "lwi")
+    return Choices(settings, method, steps, minutes, optimizer)
 
 
 def _length(
     default: tuple[int, float | None], steps: int | None, max_minutes: float | None
 ) -> tuple[int, float | None]:
-    """(steps, minutes) of a pretraining: what was asked for, else a fifth of the training's."""
+    """(steps, minutes) of a pretraining: what was asked for, else the default."""
     if steps is not None and steps < 1:
         raise UserError(f"--steps {steps}: at least 1 was expected.")
     if max_minutes is not None:
@@ -204,5 +256,8 @@ def _report(record: InitRecord, folder: Path, recording: Recording, json: bool) 
     if measures.order_accuracy is not None and measures.order_chance is not None:
         write_stdout(f"  slab order: {measures.order_accuracy:.0%} in place; guessing {measures.order_chance:.0%}, "
                      f"matching borders {measures.border_matching_accuracy:.0%}")
-    write_stdout(f"Look at {folder / PICTURE_NAME}\nNext: autoseg train --run {folder.parents[3]} (takes these "
-                 "weights; --init scratch for the comparison)")
+    options = f"--run {folder.parents[3]} --configuration {record.configuration} --fold {record.fold}"
+    options += "" if record.name == record.architecture else f" --name {record.name}"
+    options += f" --architecture {record.architecture}"
+    write_stdout(f"Look at {folder / PICTURE_NAME}\nNext: autoseg train {options}\n"
+                 "      (takes these weights; with --init scratch it draws them, for the comparison)")

@@ -92,7 +92,7 @@ def train(  # noqa: PLR0913 (a command's options)
         planned = plan.configurations[configuration].networks[architecture]
         store = training_store(run, dataset, plan, configuration)
         held_out = [] if fold == "all" else [cases[case] for case in split[1]]
-        first = beginning.read((architecture, planned, store.record), held_out)
+        first = beginning.read((architecture, planned, store.record), len(plan.channel_names), held_out)
         used = resolve_optimizer(planned.optimizer, RECIPES, settings)
         chosen_device = choose_device(device)
         recording.device = str(chosen_device)

@@ -81,8 +81,10 @@ def open_dataset(folder: Path) -> Dataset:
     )
 
 
-def list_images(folder: Path, channel_count: int, file_ending: str) -> tuple[Case, ...]:
-    """The cases to predict in a folder, sorted by id: `case_0000.ending`, `case_0001.ending`, …
+def list_images(
+    folder: Path, channel_count: int, file_ending: str, whose: str = "which the model was trained on"
+) -> tuple[Case, ...]:
+    """The cases without labels in a folder, sorted by id: `case_0000.ending`, `case_0001.ending`, …
 
     One channel, or a file that holds all channels, may also be named plainly: `case.ending`. A channel that
     is missing stays in the case's list, so that reading this case fails and the others do not.
@@ -97,12 +99,11 @@ def list_images(folder: Path, channel_count: int, file_ending: str) -> tuple[Cas
     names = _visible_names(folder)
     if others := [name for name in names if _is_relative(_image_ending(name), file_ending)]:
         raise all_of([str(folder / name) for name in others],
-                     f"{len(others)} images in {folder} do not end in '{file_ending}', which the model was "
-                     "trained on:",
+                     f"{len(others)} images in {folder} do not end in '{file_ending}', {whose}:",
                      "Convert them, or move them out of the folder.")
     stems = [name.removesuffix(file_ending) for name in names if _image_ending(name) == file_ending]
     if not stems:
-        raise UserError(f"{folder} holds no image ending in '{file_ending}', which the model was trained on; "
+        raise UserError(f"{folder} holds no image ending in '{file_ending}', {whose}; "
                         f"{_found_endings(names)}. Name the images case_0000{file_ending}.")
     grouped: dict[str, set[int]] = defaultdict(set)
     cases = []

@@ -91,12 +91,13 @@ def open_case(store: Store, case_id: str) -> CaseArrays:
 def open_unlabelled(store: Store, case_id: str) -> CaseArrays:
     """One case's image alone, memory-mapped: no file that was made from labels is opened.
 
-    `labels` are background everywhere and take no memory; there is no foreground.
+    `labels` are 1 everywhere, take no memory and say one thing: a patch's voxels where they read 0 lie outside the
+    image. There is no foreground.
     """
     info = _info(store, case_id).model_copy(update={"class_counts": (), "foreground_offsets": (0,)})
     image = _mapped(store.folder / f"{case_id}{IMAGE_ENDING}")
     nothing = np.empty((0, 3), np.int32)
-    return CaseArrays(image, np.broadcast_to(np.zeros((), np.uint8), image.shape[1:]), nothing, info)
+    return CaseArrays(image, np.broadcast_to(np.ones((), np.uint8), image.shape[1:]), nothing, info)
 
 
 def load_case_arrays(store: Store, case_id: str) -> CaseArrays:

@@ -46,7 +46,8 @@ class Corrupted:
     Attributes
     ----------
     target : the image, shuffled where it is, complete. image : the same with the hidden voxels' value put in.
-    hidden : voxels of hidden boxes. scored : voxels whose error counts: not beside a seam, not in a hidden border.
+    hidden : voxels of hidden boxes. inside : voxels of the image; the others are padding.
+    scored : voxels whose error counts: inside, not beside a seam, not in a hidden border.
     order : (sample, slab) original slab at every position, int64, −1 in samples that are not shuffled; None where no
         sample is.
     """
@@ -54,6 +55,7 @@ class Corrupted:
     image: Float[Tensor, "sample channel *patch"]
     target: Float[Tensor, "sample channel *patch"]
     hidden: Bool[Tensor, "sample 1 *patch"]
+    inside: Bool[Tensor, "sample 1 *patch"]
     scored: Bool[Tensor, "sample 1 *patch"]
     order: Tensor | None
 
@@ -89,20 +91,29 @@ def in_order(draw: PretextDraw) -> PretextDraw:
 
 # ---------------------------------------------------------------- applying
 def corrupt(
-    image: Float[Tensor, "sample channel *patch"], draws: Sequence[PretextDraw], plan: PretextPlan, value: Tensor
+    image: Float[Tensor, "sample channel *patch"], draws: Sequence[PretextDraw], plan: PretextPlan, value: Tensor,
+    inside: Bool[Tensor, "sample *patch"] | None = None,
 ) -> Corrupted:
-    """Shuffle and hide; `value` (channel) stands for hidden voxels and gets their gradients."""
+    """Shuffle and hide.
+
+    `value` (channel) stands for hidden voxels and gets their gradients; `inside`: voxels of the image, by default all.
+    """
     hidden = torch.stack([hidden_voxels(draw, plan.mask_block, image.shape[2:]) for draw in draws]).to(image.device)
     slices = [border_slices(draw, image.shape[2]) for draw in draws]
     border = _along_first_axis(torch.stack([one for one, _ in slices]), hidden)
-    scored = _along_first_axis(torch.stack([one for _, one in slices]), hidden).expand_as(hidden)
+    scored = _along_first_axis(torch.stack([one for _, one in slices]), hidden)
     target, order = image, None
+    present = torch.ones_like(hidden) if inside is None else inside[:, None]
     if slabs := next((len(draw.order) for draw in draws if draw.order is not None), None):
-        target = torch.stack([sample if draw.order is None else shuffled(sample, draw.order)
-                              for sample, draw in zip(image, draws, strict=True)])
+        target, present = _shuffled_batch(target, draws), _shuffled_batch(present, draws)
         order = torch.tensor([draw.order or (UNSHUFFLED,) * slabs for draw in draws], device=image.device)
     filled = value.view(1, -1, *(1 for _ in image.shape[2:])).to(image.dtype)
-    return Corrupted(torch.where(hidden | border, filled, target), target, hidden, scored, order)
+    return Corrupted(torch.where(hidden | border, filled, target), target, hidden, present, scored & present, order)
+
+
+def _shuffled_batch(batch: Tensor, draws: Sequence[PretextDraw]) -> Tensor:
+    return torch.stack([sample if draw.order is None else shuffled(sample, draw.order)
+                        for sample, draw in zip(batch, draws, strict=True)])
 
 
 def hidden_voxels(draw: PretextDraw, block: Sequence[int], patch_shape: Sequence[int]) -> Bool[Tensor, "1 *patch"]:
@@ -113,8 +124,8 @@ def hidden_voxels(draw: PretextDraw, block: Sequence[int], patch_shape: Sequence
     return mask[None]
 
 
-def shuffled(sample: Float[Tensor, "channel *patch"], order: Sequence[int]) -> Float[Tensor, "channel *patch"]:
-    """The sample with slab order[t] of its first axis at position t."""
+def shuffled(sample: Tensor, order: Sequence[int]) -> Tensor:
+    """A sample (channel, *patch) with slab order[t] of its first patch axis at position t."""
     slabs = sample.reshape(len(sample), len(order), -1, *sample.shape[2:])
     return slabs[:, list(order)].flatten(1, 2)
 

@@ -53,7 +53,7 @@ def pool_slabs(features: Tensor, slabs: int) -> Tensor:
 
     In float32. The first axis must be a multiple of `slabs`.
     """
-    means = features.float().flatten(3).mean(3)
+    means = features.mean(dim=tuple(range(3, features.ndim)), dtype=torch.float32)
     return means.reshape(*means.shape[:2], slabs, -1).mean(3).transpose(1, 2)
 
 

@@ -215,11 +215,12 @@ def _statistics(images: Sequence[InspectedImage]) -> tuple[tuple[float, ...], tu
     return tuple(map(float, means)), tuple(map(float, deviations))
 
 
-def refuse_too_few(sources: Sequence[ImageSource], batch_size: int, is_2d: bool) -> None:
-    """UserError where the images (2-D: their slices) do not fill a batch."""
-    count = sum(source.store.cases[source.id].shape[0] if is_2d else 1 for source in sources)
+def refuse_too_few(images: ImageSet, batch_size: int, is_2d: bool) -> None:
+    """UserError where the images to learn from (2-D: their slices) do not fill a batch."""
+    count = sum(source.store.cases[source.id].shape[0] if is_2d else 1 for source in images.training)
     if count < batch_size:
         what = "slices" if is_2d else "images"
-        raise UserError(f"There are {count} {what} to learn from; a batch holds {batch_size}, and at least as many "
-                        "were expected.\nAdd unlabelled ones with --extra-images DIR, pretrain for `--fold all`, or "
-                        "take smaller batches (max_batch_size in a preset).")
+        held = f" ({len(images.held_back)} more are held back to measure on)" if images.held_back else ""
+        raise UserError(f"There are {count} {what} to learn from{held}; a batch holds {batch_size}, and at least as "
+                        "many were expected.\nAdd unlabelled ones with --extra-images DIR, pretrain for `--fold all`, "
+                        "or take smaller batches (max_batch_size in a preset).")

@@ -3,7 +3,7 @@
 import math
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -26,6 +26,7 @@ from autoseg.initialization.pretraining import image_patches
 from autoseg.initialization.record import InitMeasures
 from autoseg.initialization.session import InitSession
 from autoseg.progress import progress
+from autoseg.training.batches import Batch
 from autoseg.training.draws import DrawSettings
 from autoseg.training.loop import DTYPES
 
@@ -40,7 +41,9 @@ class _Sums:
     masked: list[float] = field(default_factory=list)
     inpainted: list[float] = field(default_factory=list)
     right: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
+    told: list[float] = field(default_factory=list)
     matched: list[float] = field(default_factory=list)
+    padded: list[float] = field(default_factory=list)
 
 
 @torch.no_grad()
@@ -62,10 +65,10 @@ def measure(session: InitSession, network: PretextNetwork, precision: str) -> tu
         for step in range(steps):
             batch = patches.batch(step)
             drawn = draw_corruptions(shuffling, patch, session.seed, step, len(batch.case_ids), measuring=True)
-            example = _measure_batch(session, network, precision, batch.image, drawn, sums)
+            example = _measure_batch(session, network, precision, batch, drawn, sums)
             caption = f"{batch.case_ids[0]}" + ("" if session.images.held_back else " (learned from)")
             if len(examples) < EXAMPLES and (caption not in shown or step >= steps - EXAMPLES):
-                examples.append(_with_caption(example, caption))
+                examples.append(replace(example, caption=caption))
                 shown.add(caption)
             bar.advance()
     network.train()
@@ -76,50 +79,55 @@ def measure(session: InitSession, network: PretextNetwork, precision: str) -> tu
         patches=steps * batch_size,
         masked_error=_mean(sums.masked) if sums.masked else None,
         inpainting_error=_mean(sums.inpainted) if sums.inpainted else None,
-        order_accuracy=_mean(list(accuracies.values())) if accuracies else None, order_accuracies=accuracies,
+        order_accuracy=_mean(sums.told) if sums.told else None, order_accuracies=accuracies,
         order_chance=1 / slabs if slabs else None,
         border_matching_accuracy=_mean(sums.matched) if sums.matched else None,
+        padded_share=_mean(sums.padded) if sums.padded else None,
     ), examples
 
 
 def _measure_batch(
-    session: InitSession, network: PretextNetwork, precision: str, image: Tensor, drawn: Sequence[PretextDraw],
+    session: InitSession, network: PretextNetwork, precision: str, batch: Batch, drawn: Sequence[PretextDraw],
     sums: _Sums,
 ) -> Example:  # fmt: skip
     """Add a batch's errors to the sums; its first sample as a picture's row."""
+    image, inside = batch.image, batch.labels > 0
     pretext, spacing = session.pretext, session.plan.configurations[session.configuration].spacing
     means = torch.tensor(session.images.means, device=image.device)
     deviations = torch.tensor(session.images.deviations, device=image.device)
     still = [in_order(draw) for draw in drawn]
-    masked = corrupt(image, still, pretext, network.mask_value)
+    masked = corrupt(image, still, pretext, network.mask_value, inside)
     target, restored = standardized(image, means, deviations), None
     if pretext.mask_ratio:
         restored = _forward(network, masked, precision).reconstructions[0].float()
         for position in range(len(image)):
             at = slice(position, position + 1)
-            sample = Corrupted(masked.image[at], masked.target[at], masked.hidden[at], masked.scored[at], None)
+            sample = Corrupted(masked.image[at], masked.target[at], masked.hidden[at], masked.inside[at],
+                               masked.scored[at], None)
+            hidden, present = (one[position, 0].cpu().numpy() for one in (masked.hidden, masked.inside))
+            if not (hidden & present).any() or not (~hidden & present).any():
+                continue  # a patch beside the image
             sums.masked.append(float(level_errors(restored[at], target[at], sample)[0]))
-            truth, visible = target[position].cpu().numpy(), ~masked.hidden[position, 0].cpu().numpy()
-            guess = inpaint_linearly(truth, visible, spacing)
-            sums.inpainted.append(float(np.square(guess - truth)[:, ~visible].mean()))
+            truth = target[position].cpu().numpy()
+            guess = inpaint_linearly(truth, ~hidden & present, spacing)
+            sums.inpainted.append(float(np.square(guess - truth)[:, hidden & present].mean()))
     example = _example(target, masked, restored, spacing)
     if pretext.slabs is None:
         return example
-    mixed = corrupt(image, drawn, pretext, network.mask_value)
+    mixed = corrupt(image, drawn, pretext, network.mask_value, inside)
     logits = _forward(network, mixed, precision).order_logits
     assert mixed.order is not None
     for stage, one in logits.items():
         sums.right[f"encoder {stage}"] += (one.argmax(2) == mixed.order).float().mean(1).tolist()
+    together = torch.stack([one.float().log_softmax(2) for one in logits.values()]).mean(0).argmax(2)
+    sums.told += (together == mixed.order).float().mean(1).tolist()
+    sums.padded += (~mixed.inside.flatten(3).any(3)).float().mean((1, 2)).tolist()
     for position, draw in enumerate(drawn):
-        guessed = match_borders(*_slabs(mixed.target[position], draw, pretext.mask_block, pretext.slabs))
+        extent = mixed.inside[position, 0].cpu()
+        guessed = match_borders(*_slabs(mixed.target[position], extent, draw, pretext.mask_block, pretext.slabs))
         sums.matched.append(float(np.mean(np.array(guessed) == np.array(draw.order))))
-    together = torch.stack([one.float().log_softmax(2) for one in logits.values()]).mean(0)
-    shuffled = standardized(mixed.target, means, deviations)[0, 0].cpu().numpy()
-    return Example(
-        caption="", image=example.image, masked=example.masked, reconstruction=example.reconstruction,
-        shuffled=shuffled, order=tuple(mixed.order[0].tolist()), guessed=tuple(together.argmax(2)[0].tolist()),
-        spacing=spacing,
-    )
+    return replace(example, shuffled=standardized(mixed.target, means, deviations)[0, 0].cpu().numpy(),
+                   order=tuple(mixed.order[0].tolist()), guessed=tuple(together[0].tolist()))
 
 
 def _forward(network: PretextNetwork, corrupted: Corrupted, precision: str) -> PretextOutput:
@@ -130,11 +138,11 @@ def _forward(network: PretextNetwork, corrupted: Corrupted, precision: str) -> P
 
 
 def _slabs(
-    target: Tensor, draw: PretextDraw, block: Sequence[int], slabs: int
+    target: Tensor, present: Tensor, draw: PretextDraw, block: Sequence[int], slabs: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """The shuffled slabs (slab, channel, thickness, *plane) and their visible voxels (slab, thickness, *plane)."""
     channels, length, *plane = target.shape
-    visible = ~hidden_voxels(draw, block, target.shape[1:])[0]
+    visible = ~hidden_voxels(draw, block, target.shape[1:])[0] & present
     visible[border_slices(draw, length)[0]] = False
     cut = target.cpu().numpy().reshape(channels, slabs, -1, *plane).swapaxes(0, 1)
     return cut, visible.numpy().reshape(slabs, -1, *plane)
@@ -147,11 +155,6 @@ def _example(target: Tensor, masked: Corrupted, restored: Tensor | None, spacing
         caption="", image=image, masked=np.where(hidden, np.nan, image), reconstruction=np.where(hidden, guess, image),
         shuffled=None, order=None, guessed=None, spacing=spacing,
     )
-
-
-def _with_caption(example: Example, caption: str) -> Example:
-    return Example(caption, example.image, example.masked, example.reconstruction, example.shuffled, example.order,
-                   example.guessed, example.spacing)
 
 
 def _mean(values: Sequence[float]) -> float:

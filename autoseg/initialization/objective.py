@@ -8,6 +8,7 @@ entropy of stage s over shuffled samples and positions, and ln T that of guessin
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -42,7 +43,7 @@ def pretext_loss(
     masked_error = order_accuracy = None
     if plan.mask_ratio:
         target = standardized(corrupted.target, means, deviations)
-        errors = [level_errors(level.float(), target, corrupted) for level in output.reconstructions]
+        errors = all_level_errors([level.float() for level in output.reconstructions], target, corrupted)
         for weight, (masked, visible) in zip(level_weights(len(errors)), errors, strict=True):
             total = total + weight * (masked + VISIBLE_WEIGHT * visible)
         masked_error = errors[0][0].detach()
@@ -63,17 +64,28 @@ def standardized(image: Tensor, means: Tensor, deviations: Tensor) -> Tensor:
     return (image - means.view(shape)) / deviations.view(shape)
 
 
-def level_errors(restored: Tensor, target: Tensor, corrupted: Corrupted) -> tuple[Tensor, Tensor]:
-    """Mean squared errors (hidden, visible) of one level's reconstruction against the target averaged over its voxels.
+def all_level_errors(
+    restored: Sequence[Tensor], target: Tensor, corrupted: Corrupted
+) -> list[tuple[Tensor, Tensor]]:
+    """Mean squared errors (hidden, visible) of every level's reconstruction, finest first.
 
-    A voxel of a coarse level counts as hidden, and as visible, with the share of its fine voxels that are.
+    The target of a coarse level is the mean over its voxels; a voxel counts as hidden, and as visible, with the share
+    of its fine voxels that are scored and are so. Levels are averaged from level to level.
     """
-    factors = [fine // coarse for fine, coarse in zip(target.shape[2:], restored.shape[2:], strict=True)]
     counted = corrupted.scored.float()
-    hidden = averaged(corrupted.hidden * counted, factors)
-    visible = averaged(~corrupted.hidden * counted, factors)
-    squares = (restored - averaged(target, factors)).square().mean(1, keepdim=True)
-    return _weighted_mean(squares, hidden), _weighted_mean(squares, visible)
+    hidden = corrupted.hidden * counted
+    level = torch.cat((target, hidden, counted - hidden), dim=1)
+    errors = []
+    for one in restored:
+        level = averaged(level, [fine // coarse for fine, coarse in zip(level.shape[2:], one.shape[2:], strict=True)])
+        squares = (one - level[:, :-2]).square().mean(1, keepdim=True)
+        errors.append((_weighted_mean(squares, level[:, -2:-1]), _weighted_mean(squares, level[:, -1:])))
+    return errors
+
+
+def level_errors(restored: Tensor, target: Tensor, corrupted: Corrupted) -> tuple[Tensor, Tensor]:
+    """As `all_level_errors`, of one level."""
+    return all_level_errors([restored], target, corrupted)[0]
 
 
 def averaged(x: Tensor, factors: list[int]) -> Tensor:

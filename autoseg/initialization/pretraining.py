@@ -20,8 +20,15 @@ from autoseg.initialization.corruption import corrupt, draw_corruptions
 from autoseg.initialization.heads import PretextNetwork, feature_shapes
 from autoseg.initialization.images import ImageSource
 from autoseg.initialization.objective import Loss, pretext_loss
-from autoseg.initialization.schedule import Plateau, cosine_rate, progress_of
-from autoseg.initialization.session import EndedBy, InitSession, PretrainState, facts_of, matching_facts
+from autoseg.initialization.schedule import Plateau, at_window, cosine_rate, progress_of
+from autoseg.initialization.session import (
+    EndedBy,
+    InitSession,
+    PretrainState,
+    facts_of,
+    matching_facts,
+    other_version,
+)
 from autoseg.networks.builder import build_network
 from autoseg.networks.checkpoint import load_resume, save_resume
 from autoseg.networks.segmenter import Segmenter
@@ -73,6 +80,9 @@ def pretrain(
     network = to_pretext(session)
     for reason in session.pretext.reasons:
         logger.info("%s", reason)
+    if session.pretext.slabs is not None:
+        logger.info("order heads: at encoder stages %s (those whose maps divide into %d slabs)",
+                    ", ".join(network.order), session.pretext.slabs)
     logger.info("optimizer: %s", describe_optimizer(session.optimizer))
     with ExitStack() as stack:
         running = _start(session, network, facts, stack)
@@ -150,7 +160,8 @@ def _run(running: Pretraining, state: PretrainState, stop: Callable[[int], bool]
             noted = state.step % every == 0
             due = state.seconds - saved_at >= 60 * session.settings.checkpoint_minutes
             ended = _end(session, state)
-            if len(pending) >= PATIENCE_STEPS or noted or due or stopped or ended:
+            asked = noted or due or stopped or ended or at_window(state.step, session.steps)
+            if asked or len(pending) >= PATIENCE_STEPS:
                 state.ended_by = _settle(running, state, pending) or ended
             if noted or state.ended_by:
                 _note(session.folder / METRICS_NAME, state, running.optimizer)
@@ -171,7 +182,7 @@ def pretrain_step(running: Pretraining, state: PretrainState) -> Loss:
     draws = draw_corruptions(session.pretext, session.network_plan.patch_shape, session.seed, state.step,
                              len(batch.case_ids))
     with torch.autocast(session.device.type, DTYPES[running.precision], enabled=running.precision != "float32"):
-        corrupted = corrupt(batch.image, draws, session.pretext, network.mask_value)
+        corrupted = corrupt(batch.image, draws, session.pretext, network.mask_value, batch.labels > 0)
         output = network(corrupted.image)
     loss = pretext_loss(output, corrupted, session.pretext, running.means, running.deviations)
     warmup = session.optimizer.warmup_share
@@ -240,10 +251,18 @@ def _note(path: Path, state: PretrainState, optimizer: torch.optim.Optimizer) ->
 
 def _trim_metrics(path: Path, kept_steps: int) -> None:
     """Keep the lines up to a step: a resumed pretraining repeats the later ones."""
-    lines = path.read_text(encoding="utf-8").split("\n")[:-1] if path.exists() else []
-    kept = [line for line in lines if json.loads(line)["step"] <= kept_steps]
+    lines = path.read_text(encoding="utf-8", errors="replace").split("\n")[:-1] if path.exists() else []
+    kept = [line for line in lines if _step_of(line) <= kept_steps]
     with replacing(path) as temporary:
         temporary.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
+
+
+def _step_of(line: str) -> float:
+    """The step of a line of metrics; infinite (so it is not kept) where the line is damaged."""
+    try:
+        return float(json.loads(line)["step"])
+    except (ValueError, KeyError, TypeError):
+        return math.inf
 
 
 def _save(running: Pretraining, state: PretrainState) -> None:
@@ -252,8 +271,11 @@ def _save(running: Pretraining, state: PretrainState) -> None:
 
 
 def _restore(session: InitSession, running: Pretraining, facts: dict[str, Any]) -> PretrainState:
+    try:
+        kept = facts["state"]
+        state = PretrainState(**{**kept, "plateau": Plateau(**kept["plateau"])})
+    except (KeyError, TypeError):
+        raise other_version(session.folder) from None
     load_resume(session.folder / "resume", running.network, running.optimizer, running.scaler)
-    kept = facts["state"]
-    state = PretrainState(**{**kept, "plateau": Plateau(**kept["plateau"])})
     logger.info("continuing after step %d (%s of pretraining)", state.step, readable_seconds(state.seconds))
     return state

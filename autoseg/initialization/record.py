@@ -46,10 +46,13 @@ class InitMeasures(Record):
     Attributes
     ----------
     images : ids of the images measured on. `held_back`: these were kept out of pretraining.
-    masked_error : mean squared error over hidden voxels, in units of the channel's variance over the images.
-    inpainting_error : the same of linear inpainting from the visible voxels.
-    order_accuracy : the share of slabs whose place is told, mean over the heads; `order_accuracies`: per encoder stage.
+    masked_error : mean squared error over hidden voxels of the image (padding is left out), in units of the channel's
+        variance over the images.
+    inpainting_error : the same of linear inpainting from the image's visible voxels.
+    order_accuracy : the share of slabs whose place is told by all heads together (their mean log-probability);
+        `order_accuracies`: by each head alone, per encoder stage.
     order_chance, border_matching_accuracy : by guessing, and by matching the slabs' borders. None without order task.
+    padded_share : of the slabs' slices that lie outside the image: they tell which slab is first or last.
     """
 
     images: tuple[str, ...]
@@ -61,6 +64,7 @@ class InitMeasures(Record):
     order_accuracies: dict[str, float] = Field(default_factory=dict)
     order_chance: float | None = None
     border_matching_accuracy: float | None = None
+    padded_share: float | None = None
 
 
 class InitRecord(Record):

@@ -52,6 +52,16 @@ def progress_of(step: int, steps: int, seconds: float, max_minutes: float | None
     return min(1.0, max(begun, min(ended, warmup_share)))
 
 
+def window_of(steps: int) -> int:
+    """Steps after which the error must have fallen."""
+    return max(SHORTEST_WINDOW, round(WINDOW_SHARE * steps))
+
+
+def at_window(step: int, steps: int) -> bool:
+    """Whether a window ends with a step (counted from 1)."""
+    return step % window_of(steps) == 0
+
+
 @dataclass
 class Plateau:
     """Watches a running mean of the error for the end of its fall; a few numbers, which are saved and restored.
@@ -67,10 +77,9 @@ class Plateau:
 
     def update(self, error: float, step: int, steps: int) -> bool:
         """Take in the error of a step (counted from 1); whether the error stopped falling at this step."""
-        window = max(SHORTEST_WINDOW, round(WINDOW_SHARE * steps))
-        share = MEAN_PER_WINDOW / window
+        share = MEAN_PER_WINDOW / window_of(steps)
         self.mean = error if self.mean is None else (1 - share) * self.mean + share * error
-        if step % window or step >= steps:
+        if not at_window(step, steps) or step >= steps:
             return False
         stalled = self.reference is not None and self.mean > (1 - LEAST_IMPROVEMENT) * self.reference
         self.reference = self.mean

@@ -14,7 +14,7 @@ from autoseg.networks.checkpoint import read_resume_facts
 from autoseg.records import content_hash
 from autoseg.schema import ArchitectureName, ConfigurationName, NetworkPlan, OptimizerPlan, Plan, StoreRecord
 from autoseg.training.session import replace_record
-from autoseg.training.settings import TrainSettings
+from autoseg.training.settings import TrainSettings, settings_from_flat
 
 EndedBy = Literal["steps", "time", "plateau"]
 
@@ -79,6 +79,41 @@ class PretrainState:
     ended_by: EndedBy | None = None
 
 
+@dataclass(frozen=True)
+class Begun:
+    """What an interrupted pretraining was begun with: the values for options that its continuation leaves out."""
+
+    settings: TrainSettings
+    method: InitMethod
+    steps: int
+    max_minutes: float | None
+    learning_rate: float
+
+
+def read_begun(folder: Path) -> Begun | None:
+    """What the resumable state in an init folder was begun with; None where there is none.
+
+    Raises
+    ------
+    UserError : the state is of another version of autoseg.
+    """
+    facts = read_resume_facts(folder / "resume")
+    if facts is None:
+        return None
+    try:
+        settings = settings_from_flat(facts["settings"], str(folder / "resume"))
+        return Begun(settings, facts["method"], facts["steps"], facts["max_minutes"],
+                     facts["optimizer"]["learning_rate"])
+    except (KeyError, TypeError):
+        raise other_version(folder) from None
+
+
+def other_version(folder: Path) -> UserError:
+    """The message for a state that this version cannot continue."""
+    return UserError(f"--resume: {folder} was begun by another version of autoseg.\nContinue with that version, or "
+                     "start anew with --overwrite.")
+
+
 def facts_of(session: InitSession) -> dict[str, Any]:
     """What a resumed pretraining must share with the one that it continues."""
     return {
@@ -86,6 +121,7 @@ def facts_of(session: InitSession) -> dict[str, Any]:
         "images": content_hash([image.model_dump() for image in session.images.identities(session.images.training)]),
         "method": session.method, "seed": session.seed, "steps": session.steps, "max_minutes": session.max_minutes,
         "batch_size": session.network_plan.batch_size, "optimizer": session.optimizer.model_dump(mode="json"),
+        "settings": session.settings.flat(), "augmentation": [session.settings.augment, session.settings.mirror],
     }
 
 
@@ -97,8 +133,9 @@ def matching_facts(session: InitSession) -> dict[str, Any]:
                         "one.")
     names = {"plan_hash": "the plan", "images": "the images", "method": "--method", "seed": "--seed",
              "steps": "--steps", "max_minutes": "--max-minutes", "batch_size": "the batch size",
-             "optimizer": "the optimizer"}
-    changed = [words for key, words in names.items() if facts.get(key) != facts_of(session)[key]]
+             "optimizer": "the optimizer", "augmentation": "the augmentation"}
+    asked = facts_of(session)
+    changed = [words for key, words in names.items() if facts.get(key) != asked[key]]
     if changed:
         raise UserError(f"--resume: {session.folder} was begun with another setting of {', '.join(changed)}.\nRestore "
                         "it, or start anew with --overwrite or under another --name.")

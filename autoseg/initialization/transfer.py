@@ -4,12 +4,21 @@ import logging
 from collections.abc import Sequence
 from pathlib import Path
 
+import torch
+
 from autoseg.data.dataset import Case
 from autoseg.data.volume import files_of
 from autoseg.errors import UserError, all_of
 from autoseg.initialization.record import InitRecord, SeenImage
 from autoseg.initialization.session import input_hash
-from autoseg.networks.checkpoint import MODEL_NAME, WEIGHTS_NAME, read_tensors, save_tensors
+from autoseg.networks.builder import make_network
+from autoseg.networks.checkpoint import (
+    MODEL_NAME,
+    WEIGHTS_NAME,
+    read_tensors,
+    refuse_other_backbone,
+    save_tensors,
+)
 from autoseg.networks.segmenter import Segmenter
 from autoseg.records import file_sha256, read_record, write_record
 from autoseg.schema import ArchitectureName, CheckpointInfo, ConfigurationName, NetworkPlan, OptimizerPlan, StoreRecord
@@ -95,6 +104,15 @@ def read_foreign_weights(folder: Path, planned: Planned, validation: Sequence[Ca
                     "first weights (init/<name>/<configuration>/fold_<k>) or of a model was expected.")
 
 
+def refuse_misfit(first: FirstWeights, planned: Planned, channels: int) -> None:
+    """UserError listing the tensors that do not fit the planned network; nothing is computed, nothing is changed."""
+    architecture, network, store = planned
+    if first.tensors is not None:
+        with torch.device("meta"):
+            built = make_network(architecture, network, channels, len(store.labels))
+        refuse_other_backbone(built, first.tensors, first.source)
+
+
 def seen_images(record: InitRecord) -> tuple[SeenImage, ...]:
     """Every image that pretraining learned from or was measured on."""
     return (*record.images, *record.held_back, *record.extra_images)
@@ -111,7 +129,8 @@ def _weights(folder: Path, expected_sha256: str) -> FirstWeights:
     tensors, found = read_tensors(folder / WEIGHTS_NAME)
     if found != expected_sha256:
         raise UserError(f"{folder / WEIGHTS_NAME} (SHA-256 {found[:12]}…) is not the file that the record beside it "
-                        f"was written for ({expected_sha256[:12]}…).\nCopy the complete folder again, or make it anew.")
+                        f"was written for ({expected_sha256[:12]}…).\nCopy the complete folder again, or make it anew "
+                        "(autoseg pretrain-init --overwrite; of a model: autoseg train --overwrite).")
     return FirstWeights(tensors, str(folder), found)
 
 

@@ -44,21 +44,27 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], str]:
     return _parse(content, path), hashlib.sha256(content).hexdigest()
 
 
+def refuse_other_backbone(network: Segmenter, weights: Mapping[str, Tensor], source: str) -> None:
+    """UserError listing every weight but those of the task heads that is missing, unexpected or of another shape.
+
+    The network may be on the "meta" device: only shapes are compared.
+    """
+    given = {name: value for name, value in weights.items() if not network.is_task_head(name)}
+    if problems := differences(network.backbone_state(), given):
+        raise all_of(problems, f"{source} does not fit this network ({len(problems)} tensors differ):",
+                     "Pretrain this network (autoseg pretrain-init), or train from scratch (--init scratch).")
+
+
 def load_backbone(network: Segmenter, weights: Mapping[str, Tensor], source: str) -> int:
     """Copy every weight but those of the task heads, which stay; returns their number.
 
-    Raises
-    ------
-    UserError : a weight is missing, unexpected or has another shape; all of them are listed.
+    Raises what `refuse_other_backbone` raises.
     """
+    refuse_other_backbone(network, weights, source)
     expected = network.backbone_state()
-    given = {name: value for name, value in weights.items() if not network.is_task_head(name)}
-    if problems := differences(expected, given):
-        raise all_of(problems, f"{source} does not fit this network ({len(problems)} tensors differ):",
-                     "Pretrain this network (autoseg pretrain-init), or train from scratch (--init scratch).")
     with torch.no_grad():
         for name, value in expected.items():
-            value.copy_(given[name])
+            value.copy_(weights[name])
     return len(expected)
 
 

@@ -154,7 +154,7 @@ def test_resumed_equals_uninterrupted(run, monkeypatch):
         pretrain_init(run=run, name="parts", **options)
     with pytest.raises(UserError, match="--steps"):
         pretrain_init(run=run, name="parts", resume=True, **{**options, "steps": 7})
-    assert pretrain_init(run=run, name="parts", resume=True, **options) == 0
+    assert pretrain_init(run=run, name="parts", resume=True, device="cpu") == 0  # options left out are as begun
     whole, parts = weights(init_of(run, "whole")), weights(init_of(run, "parts"))
     assert whole.keys() == parts.keys() and all(np.array_equal(whole[name], parts[name]) for name in whole)
     one, other = (read_record(InitRecord, init_of(run, name) / "init.json") for name in ("whole", "parts"))
@@ -218,7 +218,30 @@ def test_first_weights_of_another_plan_are_refused(run):
     with pytest.raises(UserError, match=r"does not fit this network \(\d+ tensors differ\)(.|\n)*shape"):
         train(run=run, init=str(init_of(run)), **TRAINING)
     assert not list((run / "models").glob("*/*/*/model.json"))
-    assert train(run=run, init="scratch", **TRAINING) == 0
+    assert train(run=run, init="scratch", name="mine", **TRAINING) == 0
+    kept = weights(run / "models/mine/3d_fullres/fold_0")
+    with pytest.raises(UserError, match="does not fit this network"):
+        train(run=run, init=str(init_of(run)), name="mine", overwrite=True, **TRAINING)
+    assert weights(run / "models/mine/3d_fullres/fold_0").keys() == kept.keys(), "nothing was deleted"
+
+
+def test_images_that_are_not_preprocessed_are_not_prepared(tmp_path):
+    """That would read labels, and the validation images."""
+    dataset = write_dataset(tmp_path / "dataset")
+    assert plan(dataset, run=tmp_path / "run", architecture="resenc", configurations="3d_fullres", workers=1,
+                preprocess=False) == 0
+    with pytest.raises(UserError, match=r"the cases of 3d_fullres are not ready(.|\n)*Run `autoseg plan "):
+        pretrain_init(run=tmp_path / "run", **SHORT)
+    assert not (tmp_path / "run" / "preprocessed").exists()
+
+
+def test_weights_that_saw_what_is_validated_on_now_are_refused(run):
+    assert pretrain_init(run=run, **SHORT) == 0
+    splits = json.loads((run / "splits.json").read_text())
+    splits[0]["train"], splits[0]["val"] = splits[1]["train"], splits[1]["val"]
+    (run / "splits.json").write_text(json.dumps(splits))
+    with pytest.raises(UserError, match=f"saw images that this fold validates on(.|\n)*'{splits[0]['val'][0]}'"):
+        train(run=run, **TRAINING)
 
 
 def test_named_folders(run, tmp_path):

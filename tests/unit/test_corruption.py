@@ -225,3 +225,17 @@ def test_in_a_mixed_batch_each_sample_is_as_it_would_be_alone() -> None:
             assert torch.equal(getattr(together, field)[sample], getattr(alone, field)[0])
     assert together.order is not None and together.order.tolist() == [list(shuffled_draw.order or ()), [-1] * 4]
     assert together.scored[1].all() and torch.equal(together.target[1], image[1])
+
+
+def test_padding_is_shuffled_with_its_slab_and_not_scored() -> None:
+    plan = PretextPlan(mask_block=(2, 2, 2), mask_ratio=0.5, slabs=2, border_slices=0, order_weight=0.2, reasons=())
+    image = torch.arange(1.0, 9.0).view(1, 1, 8, 1, 1).expand(2, 1, 8, 4, 4).contiguous()
+    inside = torch.ones(2, 8, 4, 4, dtype=torch.bool)
+    inside[:, 6:] = False
+    image[:, :, 6:] = 0
+    draws = [PretextDraw(np.zeros((4, 2, 2), bool), (1, 0), ((0, 0), (0, 0))), PretextDraw(np.zeros((4, 2, 2), bool))]
+    result = corrupt(image, draws, plan, torch.zeros(1), inside)
+    assert torch.equal(result.inside[:, 0], (result.target[:, 0] != 0)), "padding lies where the zeros lie"
+    assert result.inside[0, 0, :, 0, 0].tolist() == [True, True, False, False, True, True, True, True]
+    assert result.scored[0, 0, :, 0, 0].tolist() == [True, True, False, False, False, False, True, True], "a seam too"
+    assert torch.equal(result.scored[1, 0], inside[1])

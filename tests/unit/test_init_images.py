@@ -293,10 +293,13 @@ def test_broken_added_images_are_refused_together(store, tmp_path) -> None:
     ("3d_fullres", 6, 7, "images"), ("2d", 6 * 16, 6 * 16 + 1, "slices"),
 ])  # fmt: skip
 def test_fewer_images_than_a_batch_are_refused(dataset, store, configuration, enough, too_many, what) -> None:
-    sources = image_sources(split(dataset)[0], store)
-    refuse_too_few(sources, enough, configuration == "2d")
+    sources = tuple(image_sources(split(dataset)[0], store))
+    images = replace(gathered(dataset, store), training=sources, held_back=())
+    refuse_too_few(images, enough, configuration == "2d")
     with pytest.raises(UserError, match=f"There are {enough} {what} to learn from; a batch holds {too_many}"):
-        refuse_too_few(sources, too_many, configuration == "2d")
+        refuse_too_few(images, too_many, configuration == "2d")
+    with pytest.raises(UserError, match=r"\(1 more are held back to measure on\)"):
+        refuse_too_few(replace(images, held_back=sources[:1]), too_many, configuration == "2d")
 
 
 def test_an_image_that_the_store_lacks_is_an_error(dataset, store) -> None:
@@ -333,7 +336,7 @@ def test_an_image_opens_without_its_labels_and_has_no_foreground(bare) -> None:
     for case in split(dataset)[0]:
         opened = open_unlabelled(store, case.id)
         assert opened.image.shape[1:] == opened.labels.shape == SHAPE[::-1]
-        assert not opened.labels.any() and opened.labels.strides == (0, 0, 0), "no memory either"
+        assert (opened.labels == 1).all() and opened.labels.strides == (0, 0, 0), "inside; no memory either"
         assert len(opened.foreground) == 0 and opened.info.class_counts == ()
         assert opened.info.foreground_offsets == (0,)
 
@@ -357,7 +360,7 @@ def test_pretraining_and_its_measures_need_training_images_alone(
 ) -> None:
     dataset, store = bare
     images = gather_images(image_sources(split(dataset)[0], store), [], [], 1, 1)
-    refuse_too_few(images.training, 2, False)
+    refuse_too_few(images, 2, False)
     settings = TrainSettings(precision="float32", caching=caching)
     session = make_session(decided, store, images, tmp_path / "init", settings=settings)
     ended = pretrain(session, False, lambda _: False)
@@ -370,17 +373,36 @@ def test_pretraining_and_its_measures_need_training_images_alone(
     assert len(examples) == 2 and not set(VALIDATION) & set(images.seen)
 
 
-def test_no_patch_is_centred_on_foreground_nor_has_labels(bare, decided, tmp_path) -> None:
+def test_patches_know_where_their_image_ends_and_nothing_else_of_labels(bare, decided, tmp_path) -> None:
+    """Turned and mirrored too: without intensity changes, a padded voxel is 0 and an image's voxel is not."""
     dataset, store = bare
     images = gather_images(image_sources(split(dataset)[0], store), [], [], 1, 1)
     session = make_session(decided, store, images, tmp_path / "init")
-    seen = set()
-    with image_patches(session, images.training, DrawSettings(seed=0, foreground_fraction=0.0)) as patches:
-        for step in range(12):
-            batch = patches.batch(step)
-            assert not batch.labels.any()
-            seen |= set(batch.case_ids)
-    assert seen == {one.id for one in images.training}
+    seen, padded = set(), 0
+    draws = DrawSettings(seed=0, foreground_fraction=0.0, mirror_axes=(1, 2), augment=False)
+    for augment in (False, True):
+        with image_patches(session, images.training, replace(draws, augment=augment)) as patches:
+            for step in range(12):
+                batch = patches.batch(step)
+                inside = batch.labels > 0
+                assert set(batch.labels.unique().tolist()) <= {0, 1}
+                if not augment:
+                    assert torch.equal(inside, (batch.image != 0).any(1)), "the images hold no zeros"
+                seen |= set(batch.case_ids)
+                padded += int((~inside).sum())
+    assert seen == {one.id for one in images.training} and padded
+
+
+def test_resident_and_streamed_images_teach_the_same(dataset, store, decided, tmp_path) -> None:
+    images = gathered(dataset, store)
+    taught = []
+    for caching in ("resident", "streamed"):
+        settings = TrainSettings(precision="float32", caching=caching)
+        ended = pretrain(make_session(decided, store, images, tmp_path / caching, settings=settings), False,
+                         lambda _: False)
+        assert ended is not None
+        taught.append(ended[0].state_dict())
+    assert all(torch.equal(value, taught[1][name]) for name, value in taught[0].items())
 
 
 def test_a_pretraining_that_is_resumed_equals_an_unbroken_one(dataset, store, decided, tmp_path) -> None:

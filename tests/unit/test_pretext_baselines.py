@@ -154,3 +154,21 @@ def test_border_matching_guesses_without_a_comparable_column():
     only[0, :, 0] = only[1, :, 0] = only[2, :, 1] = True
     assert sorted(match_borders(slabs, only)) == [0, 1, 2]
     assert match_borders(slabs[:1], np.ones((1, 4, 5), dtype=bool)) == (0,)
+
+
+def test_padding_that_is_not_visible_does_not_turn_the_order() -> None:
+    """Two padded ends fit each other perfectly; left visible they make the chain wrap around."""
+    rng = np.random.default_rng(4)
+    right, wrapped = [], []
+    for _ in range(20):
+        column = np.cumsum(rng.normal(size=(40, 6, 6)), axis=0)
+        column[:3] = column[37:] = 0
+        order = rng.permutation(5)
+        slabs = column.reshape(5, 1, 8, 6, 6)[order]
+        inside = np.ones((40, 6, 6), bool)
+        inside[:3] = inside[37:] = False
+        visible = inside.reshape(5, 8, 6, 6)[order]
+        right.append(np.mean(match_borders(slabs, visible) == order))
+        wrapped.append(np.mean(match_borders(slabs, np.ones_like(visible)) == order))
+    assert np.mean(right) == 1
+    assert np.mean(wrapped) < 0.9, "else this test proves nothing"
