@@ -1,8 +1,8 @@
 """Steps per second of pretraining beside those of supervised training: the same network, patches and batch, in turn.
 
 `taskset -c 0 env OMP_NUM_THREADS=1 python benchmarks/pretraining_rate.py --run RUN [--configuration 2d] [--rounds 12]`,
-where RUN is planned and preprocessed. Quick preset; the batch is its own (2). One line per run and architecture in
-results/pretraining_rate.json.
+where RUN is planned and preprocessed. Quick preset, with its own batch (2); `--divide-features 2` narrows the network.
+One line per run and architecture in results/pretraining_rate.json. On a CPU seconds are processor seconds.
 """
 
 import argparse
@@ -31,6 +31,7 @@ from autoseg.initialization.pretraining import (
 from autoseg.initialization.schedule import pretraining_optimizer
 from autoseg.networks.builder import build_network
 from autoseg.planning.planner import store_record
+from autoseg.schema import Plan
 from autoseg.training.draws import DrawSettings
 from autoseg.training.loop import TrainingJob, train_step
 from autoseg.training.optimization import make_optimizer
@@ -50,19 +51,38 @@ def main() -> None:
     parser.add_argument("--method", default="lwi")
     parser.add_argument("--rounds", type=int, default=12)
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--divide-features", type=int, default=1)
     arguments = parser.parse_args()
     plan = read_plan(arguments.run)
     configuration = arguments.configuration or default_configuration(plan)
     architecture = arguments.architecture or plan.configurations[configuration].architecture
+    plan = narrowed(plan, configuration, architecture, arguments.divide_features)
     rates = measure(arguments, plan, configuration, architecture)
     path = RESULTS / "pretraining_rate.json"
     before = json.loads(path.read_text())["rows"] if path.exists() else {}
-    row = f"{plan.name} {configuration} {architecture} {arguments.method}"
+    narrow = f" features / {arguments.divide_features}" if arguments.divide_features > 1 else ""
+    row = f"{plan.name} {configuration} {architecture} {arguments.method}{narrow}"
     print(row, rates)
     write_results("pretraining_rate", {"rows": {**before, row: rates}})
 
 
-def measure(arguments: argparse.Namespace, plan, configuration: str, architecture: str) -> dict:
+def narrowed(plan: Plan, configuration: str, architecture: str, divisor: int) -> Plan:
+    """The plan with this network's features divided."""
+    changed = plan.model_dump()
+    topology = changed["configurations"][configuration]["networks"][architecture]["topology"]
+    topology["features"] = [features // divisor for features in topology["features"]]
+    return Plan.model_validate(changed)
+
+
+def clock(device: torch.device) -> float:
+    """Processor seconds on a CPU (one thread, whatever else the machine does), seconds on a GPU once it is idle."""
+    if device.type != "cuda":
+        return time.process_time()
+    torch.cuda.synchronize()
+    return time.perf_counter()
+
+
+def measure(arguments: argparse.Namespace, plan: Plan, configuration: str, architecture: str) -> dict:
     device, settings = torch.device(arguments.device), load_preset("quick")
     record = store_record(plan, configuration)
     store = open_store(store_folder(arguments.run, configuration, record))
@@ -95,7 +115,7 @@ def measure(arguments: argparse.Namespace, plan, configuration: str, architectur
         state = PretrainState()
         for number in range(arguments.rounds + 1):
             for name, taken in seconds.items():
-                start = time.perf_counter()
+                start = clock(device)
                 for offset in range(STEPS):
                     step = number * STEPS + offset
                     if name == "pretraining":
@@ -104,9 +124,7 @@ def measure(arguments: argparse.Namespace, plan, configuration: str, architectur
                     else:
                         batch = patches.batch(step)
                         train_step(job, step, batch.image, batch.labels, 1e-3)
-                if device.type == "cuda":
-                    torch.cuda.synchronize()
-                taken.append((time.perf_counter() - start) / STEPS)
+                taken.append((clock(device) - start) / STEPS)
     rates = {name: round(1 / float(np.median(times[1:])), 3) for name, times in seconds.items()}
     return {**rates, "ratio": round(rates["pretraining"] / rates["training"], 3), "rounds": arguments.rounds,
             "batch": session.network_plan.batch_size, "patch": session.network_plan.patch_shape,
