@@ -100,11 +100,6 @@ def open_unlabelled(store: Store, case_id: str) -> CaseArrays:
     return CaseArrays(image, np.broadcast_to(np.ones((), np.uint8), image.shape[1:]), nothing, info)
 
 
-def load_case_arrays(store: Store, case_id: str) -> CaseArrays:
-    """One case, decompressed into memory (types as stored)."""
-    return in_memory(open_case(store, case_id))
-
-
 def in_memory(mapped: CaseArrays) -> CaseArrays:
     """The arrays of an opened case, decompressed into memory (types as stored)."""
     return CaseArrays(mapped.image[:], mapped.labels[:], np.array(mapped.foreground), mapped.info)
@@ -113,11 +108,6 @@ def in_memory(mapped: CaseArrays) -> CaseArrays:
 def array_bytes(case: CaseArrays) -> int:
     """Bytes that an opened case's image and labels take in memory once decompressed."""
     return sum(int(np.prod(array.shape)) * array.dtype.itemsize for array in (case.image, case.labels))
-
-
-def stored_bytes(store: Store, ids: Iterable[str]) -> int:
-    """Bytes that these cases' images and labels take in memory once decompressed."""
-    return sum(array_bytes(open_case(store, case_id)) for case_id in ids)
 
 
 def _info(store: Store, case_id: str) -> StoredCase:

@@ -14,7 +14,7 @@ import pytest
 from autoseg.data import parallel, preprocessing
 from autoseg.data.dataset import open_dataset
 from autoseg.data.preprocessing import preprocess_dataset
-from autoseg.data.store import load_case_arrays, open_store
+from autoseg.data.store import in_memory, open_case, open_store
 from autoseg.errors import UserError
 from autoseg.schema import ChannelNormalization, IntensityStatistics, StoreRecord
 
@@ -90,7 +90,7 @@ def test_the_same_store_for_any_number_of_workers(folder, tmp_path, monkeypatch)
     assert contents(alone) == contents(together)
     store = open_store(alone)
     assert sorted(store.cases) == [f"case_{seed}" for seed in range(6)]
-    arrays = load_case_arrays(store, "case_3")
+    arrays = in_memory(open_case(store, "case_3"))
     assert arrays.image.shape == (1, 12, 24, 26) and abs(float(arrays.image.mean())) < 0.1
 
 

@@ -14,9 +14,10 @@ from autoseg.data.store import (
     BLOCK_BYTES,
     CHUNK_VOXELS,
     FOREGROUND_VOXELS_PER_LABEL,
+    array_bytes,
     chunks_and_blocks,
+    in_memory,
     is_stored,
-    load_case_arrays,
     loses_nothing_in_half,
     lost_cases,
     open_case,
@@ -24,7 +25,6 @@ from autoseg.data.store import (
     remove_leftovers,
     sample_foreground,
     store_folder,
-    stored_bytes,
     write_case,
 )
 from autoseg.errors import UserError
@@ -73,7 +73,8 @@ def test_what_is_written_comes_back(tmp_path, arrays):
     write_record(RECORD, tmp_path / "store.json")
     store = open_store(tmp_path)
     assert store.record == RECORD and store.cases == {"case_01.5": info}
-    mapped, loaded = open_case(store, "case_01.5"), load_case_arrays(store, "case_01.5")
+    mapped = open_case(store, "case_01.5")
+    loaded = in_memory(mapped)
     patch = (slice(3, 20), slice(0, 41), slice(30, 37))
     np.testing.assert_array_equal(mapped.image[(slice(None), *patch)], loaded.image[(slice(None), *patch)])
     np.testing.assert_array_equal(mapped.labels[patch], labels[patch])
@@ -84,7 +85,7 @@ def test_what_is_written_comes_back(tmp_path, arrays):
         rows = loaded.foreground[info.foreground_offsets[label - 1] : info.foreground_offsets[label]]
         assert len(rows) == info.class_counts[label] == (labels == label).sum()
         assert np.all(labels[tuple(rows.T)] == label)
-    assert stored_bytes(store, ["case_01.5"]) == labels.size * (2 * 2 + 1)
+    assert array_bytes(mapped) == labels.size * (2 * 2 + 1)
     assert not list(tmp_path.glob(".*"))
 
 

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 
-from autoseg.data.store import load_case_arrays, open_store, sample_foreground, write_case
+from autoseg.data.store import in_memory, open_case, open_store, sample_foreground, write_case
 from autoseg.errors import UserError
 from autoseg.planning.optimizers import RECIPES
 from autoseg.records import write_record
@@ -130,7 +130,7 @@ def test_training_and_validation_of_one_seed_differ(store):
 
 def test_a_turned_sample_is_the_whole_image_turned_around_the_patch(store):
     """Reading only what the draw covers is as good as reading the whole case."""
-    case = load_case_arrays(store, "case0")
+    case = in_memory(open_case(store, "case0"))
     form = BatchForm(patch_shape=(10, 12, 8), channels=2, label_dtype=torch.uint8, masked_channels=(), device=CPU)
     with open_patches(store, ("case0",), network((10, 12, 8)), replace(SETTINGS, mirror_axes=()), CPU, RESIDENT,
                       1) as source:
