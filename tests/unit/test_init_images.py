@@ -16,7 +16,7 @@ from test_planner import make_fingerprint, plan
 
 from autoseg.data.dataset import Case, Dataset, list_images, open_dataset
 from autoseg.data.preprocessing import preprocess_dataset
-from autoseg.data.store import Store, load_case_arrays, open_store, open_unlabelled, store_folder
+from autoseg.data.store import Store, in_memory, open_case, open_store, open_unlabelled, store_folder
 from autoseg.errors import UserError
 from autoseg.initialization import measurement
 from autoseg.initialization.images import (
@@ -164,7 +164,7 @@ def test_hashes_are_those_of_the_files(dataset, store) -> None:
 
 def test_means_and_deviations_are_those_of_all_voxels_learned_from(dataset, store) -> None:
     images = gathered(dataset, store)
-    voxels = np.concatenate([load_case_arrays(store, one.id).image.astype(np.float64).reshape(2, -1)
+    voxels = np.concatenate([in_memory(open_case(store, one.id)).image.astype(np.float64).reshape(2, -1)
                              for one in images.training], axis=1)
     np.testing.assert_allclose(images.means, voxels.mean(axis=1), rtol=1e-9)
     np.testing.assert_allclose(images.deviations, voxels.std(axis=1), rtol=1e-6)
