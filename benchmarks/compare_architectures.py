@@ -192,7 +192,6 @@ def train(run: Run, arguments: argparse.Namespace, steps: int, seconds: float | 
     import torch
 
     from autoseg.commands.plan import read_plan
-    from autoseg.commands.recording import versions
     from autoseg.data.dataset import open_dataset
     from autoseg.data.store import open_store, store_folder
     from autoseg.evaluation.pairing import pair_files
@@ -201,6 +200,7 @@ def train(run: Run, arguments: argparse.Namespace, steps: int, seconds: float | 
     from autoseg.networks.checkpoint import read_model
     from autoseg.planning.optimizers import RECIPES
     from autoseg.planning.planner import store_record
+    from autoseg.recording import versions
     from autoseg.training.optimization import resolve_optimizer
     from autoseg.training.session import Session, train_session
 

@@ -15,7 +15,6 @@ from jaxtyping import Float
 from measuring import machine
 
 from autoseg.commands.plan import read_plan
-from autoseg.commands.recording import versions
 from autoseg.data.dataset import Case, open_dataset
 from autoseg.data.parallel import default_workers
 from autoseg.data.store import STORE_FILE, Store, open_store, open_unlabelled, store_folder, write_image
@@ -33,6 +32,7 @@ from autoseg.networks.checkpoint import read_model, read_tensors, save_tensors
 from autoseg.networks.soundness import refuse_unsound
 from autoseg.planning.optimizers import RECIPES
 from autoseg.planning.planner import store_record
+from autoseg.recording import versions
 from autoseg.records import write_record
 from autoseg.schema import ArchitectureName, ConfigurationName, Plan
 from autoseg.training.journal import read_metrics

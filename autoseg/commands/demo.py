@@ -12,13 +12,13 @@ from cyclopts import Parameter
 
 from autoseg.commands.evaluate import evaluate
 from autoseg.commands.options import DEFAULT_SEED, DeviceName, DeviceOption, JsonOption, SeedOption
-from autoseg.commands.output import write_json_object, write_stdout
 from autoseg.commands.overlay import OverlayCase, draw_overlay
-from autoseg.commands.recording import recorded
 from autoseg.data.phantom import LABELS, write_phantom_dataset
 from autoseg.data.volume import read_image, read_labels
 from autoseg.errors import UserError
+from autoseg.output import write_json_object, write_stdout
 from autoseg.progress import readable_seconds
+from autoseg.recording import recorded
 from autoseg.records import read_record, storage_error
 from autoseg.schema import CaseScores, RunRecord, Scores
 

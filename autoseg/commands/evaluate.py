@@ -8,13 +8,13 @@ from typing import Annotated
 from cyclopts import Parameter
 
 from autoseg.commands.options import JsonOption, WorkersOption
-from autoseg.commands.output import write_json_object, write_stdout
-from autoseg.commands.recording import recorded
 from autoseg.data.manifest import read_declarations
 from autoseg.data.parallel import default_workers
 from autoseg.errors import UserError, all_of
 from autoseg.evaluation.scoring import TWO_MM, Tolerance, score_folders
 from autoseg.evaluation.table import format_table
+from autoseg.output import write_json_object, write_stdout
+from autoseg.recording import recorded
 from autoseg.records import read_record, write_record
 from autoseg.schema import LabelNames
 

@@ -17,9 +17,7 @@ from autoseg.commands.options import (
     SeedOption,
     WorkersOption,
 )
-from autoseg.commands.output import write_json_object, write_stdout
 from autoseg.commands.probing import device_to_probe, refine_on_device
-from autoseg.commands.recording import recorded
 from autoseg.commands.stage_table import describe_configurations, format_stages, stages_as_json
 from autoseg.data.dataset import Dataset, open_dataset
 from autoseg.data.parallel import default_workers
@@ -27,10 +25,12 @@ from autoseg.data.preprocessing import preprocess_dataset
 from autoseg.data.splits import make_splits, read_splits, write_splits
 from autoseg.data.store import store_folder
 from autoseg.errors import UserError
+from autoseg.output import write_json_object, write_stdout
 from autoseg.planning.fingerprint import measure, same_facts
 from autoseg.planning.planner import ArchitectureChoice, PlanSettings, add_architecture, decide_plan, store_record
 from autoseg.planning.summary import describe_plan
 from autoseg.progress import readable_seconds
+from autoseg.recording import recorded
 from autoseg.records import content_hash, read_record, write_record
 from autoseg.schema import ArchitectureName, ConfigurationName, Fingerprint, Plan
 

@@ -14,10 +14,10 @@ from autoseg.commands.options import (
     RunOption,
     SeedOption,
 )
-from autoseg.commands.output import write_json_object, write_stdout
-from autoseg.commands.recording import recorded
 from autoseg.errors import UserError, all_of
+from autoseg.output import write_json_object, write_stdout
 from autoseg.progress import readable_seconds
+from autoseg.recording import recorded
 from autoseg.schema import ConfigurationName, Failure
 
 if TYPE_CHECKING:

@@ -11,9 +11,7 @@ from cyclopts import Parameter
 
 from autoseg.commands.beginning import check_name
 from autoseg.commands.options import DEFAULT_RUN, DEFAULT_SEED, DeviceOption, JsonOption, RunOption, SeedOption
-from autoseg.commands.output import write_json_object, write_stdout
 from autoseg.commands.plan import default_configuration, read_plan
-from autoseg.commands.recording import Recording, recorded, versions
 from autoseg.commands.stopping import stop_on_signals
 from autoseg.commands.train import clear_folder, known_architecture
 from autoseg.data.dataset import Case, list_images, open_dataset
@@ -39,8 +37,10 @@ from autoseg.initialization.record import InitMeasures, InitMethod, InitRecord
 from autoseg.initialization.schedule import default_length, pretraining_optimizer
 from autoseg.initialization.session import Begun, InitSession, PretrainState, read_begun
 from autoseg.initialization.transfer import init_folder, is_finished, write_init
+from autoseg.output import write_json_object, write_stdout
 from autoseg.planning.planner import store_record
 from autoseg.progress import readable_seconds
+from autoseg.recording import Recording, recorded, versions
 from autoseg.schema import ArchitectureName, ConfigurationName, OptimizerPlan, Plan
 from autoseg.training.settings import TrainSettings, load_preset, override
 

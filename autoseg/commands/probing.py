@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from autoseg.commands.options import DeviceName
-from autoseg.commands.recording import Recording
 from autoseg.progress import readable_seconds
+from autoseg.recording import Recording
 from autoseg.schema import ArchitectureName, ConfigurationName, Fingerprint, NetworkPlan, Plan
 
 if TYPE_CHECKING:

@@ -10,9 +10,7 @@ from cyclopts import Parameter
 
 from autoseg.commands.beginning import Asked, check_name, choose_beginning, model_folder
 from autoseg.commands.options import DEFAULT_RUN, DEFAULT_SEED, DeviceOption, JsonOption, RunOption, SeedOption
-from autoseg.commands.output import write_json_object, write_stdout
 from autoseg.commands.plan import default_configuration, read_plan
-from autoseg.commands.recording import Recording, recorded, versions
 from autoseg.commands.stopping import stop_on_signals
 from autoseg.data.dataset import Case, Dataset, open_dataset
 from autoseg.data.parallel import default_workers
@@ -27,9 +25,11 @@ from autoseg.inference.device import choose_device
 from autoseg.inference.prediction import PredictSettings, predict_cases
 from autoseg.initialization.transfer import with_warmup
 from autoseg.networks.checkpoint import read_model
+from autoseg.output import write_json_object, write_stdout
 from autoseg.planning.optimizers import RECIPES
 from autoseg.planning.planner import store_record
 from autoseg.progress import readable_seconds
+from autoseg.recording import Recording, recorded, versions
 from autoseg.records import storage_error, write_record
 from autoseg.schema import ArchitectureName, CheckpointInfo, ConfigurationName, Plan, Scores
 from autoseg.training.optimization import resolve_optimizer

@@ -3,8 +3,8 @@
 import pytest
 
 from autoseg.commands.demo import DemoFolders, clear_earlier_demo
-from autoseg.commands.recording import recorded
 from autoseg.errors import UserError
+from autoseg.recording import recorded
 
 
 def test_an_earlier_demo_is_removed_and_a_new_folder_is_fine(tmp_path):

@@ -1,0 +1,1 @@
+"""The corpus: sources are read, captioned, paired without duplicates or leaks, and written as shards."""
