@@ -13,7 +13,7 @@ LINE_EVERY_SECONDS = 10.0
 class ProgressBar:
     """Counts finished items; on a terminal a live line, elsewhere a line every ten seconds and at the end."""
 
-    def __init__(self, description: str, total: int, unit: str, limit_seconds: float | None = None) -> None:
+    def __init__(self, description: str, total: int | None, unit: str, limit_seconds: float | None = None) -> None:
         self._description, self._total, self._unit = description, total, unit
         self._limit_seconds = limit_seconds
         self._done = 0
@@ -25,7 +25,8 @@ class ProgressBar:
         self._done += count
         now = time.perf_counter()
         every = 0.1 if self._live else LINE_EVERY_SECONDS
-        if now - self._last >= every or (self._done >= self._total and (self._live or now - self._start > every)):
+        is_end = self._total is not None and self._done >= self._total
+        if now - self._last >= every or (is_end and (self._live or now - self._start > every)):
             self._last = now
             self._show(now, note)
 
@@ -38,21 +39,30 @@ class ProgressBar:
     def _show(self, now: float, note: str) -> None:
         elapsed = now - self._start
         rate = self._done / max(elapsed, 1e-9)
-        left, goal = max(self._total - self._done, 0) / max(rate, 1e-9), f"/{self._total}"
-        if self._limit_seconds is not None and self._limit_seconds - elapsed < left:
-            left, goal = max(self._limit_seconds - elapsed, 0), ""
+        left, goal = self._left(elapsed, rate)
         text = f"{self._description}: {self._done}{goal} {self._unit}"
         if self._done:  # before that there is no rate to tell
-            text += f", {readable_rate(rate, self._unit)}, {readable_seconds(left)} left"
+            text += f", {readable_rate(rate, self._unit)}"
+            text += f", {readable_seconds(left)} left" if left is not None else ""
         text += f"  {note}" if note else ""
         sys.stderr.write(f"\r\x1b[2K{text}" if self._live else f"{text}\n")
         sys.stderr.flush()
 
+    def _left(self, elapsed: float, rate: float) -> tuple[float | None, str]:
+        """(seconds left, what stands behind the count); None where neither a total nor a limit is known."""
+        left, goal = None, ""
+        if self._total is not None:
+            left, goal = max(self._total - self._done, 0) / max(rate, 1e-9), f"/{self._total}"
+        if self._limit_seconds is not None and (left is None or self._limit_seconds - elapsed < left):
+            left, goal = max(self._limit_seconds - elapsed, 0), ""
+        return left, goal
+
 
 @contextmanager
-def progress(description: str, total: int, unit: str, limit_seconds: float | None = None) -> Iterator[ProgressBar]:
+def progress(description: str, total: int | None, unit: str, limit_seconds: float | None = None) -> Iterator[ProgressBar]:
     """`with progress("preprocess", 200, "cases") as bar: … bar.advance()`.
 
+    `total`: None where it is not known beforehand: a rate is shown, and no time left.
     `limit_seconds`: the loop ends after this long even if items are left; the time left says so.
     """
     bar = ProgressBar(description, total, unit, limit_seconds)
