@@ -59,7 +59,9 @@ class ProgressBar:
 
 
 @contextmanager
-def progress(description: str, total: int | None, unit: str, limit_seconds: float | None = None) -> Iterator[ProgressBar]:
+def progress(
+    description: str, total: int | None, unit: str, limit_seconds: float | None = None
+) -> Iterator[ProgressBar]:
     """`with progress("preprocess", 200, "cases") as bar: … bar.advance()`.
 
     `total`: None where it is not known beforehand: a rate is shown, and no time left.
