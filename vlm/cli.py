@@ -1,28 +1,54 @@
 """The `vlm` command line: its commands by name, imported only when they run."""
 
 import sys
+from pathlib import Path
 
 from cyclopts import App
 
 from autoseg import __version__
 from autoseg.errors import UserError
+from autoseg.progress import start_logging
+from autoseg.records import STORAGE_ERRORS, storage_error
 
-HELP = """The vision-language side of autoseg.
+HELP = """The vision-language side of autoseg: from collections of medical images to a corpus of image-text pairs.
 
-No command is offered yet: corpus building, training, evaluation and text banks arrive one by one,
-each listed here from the day it works. To segment images, see `autoseg --help`.
+  vlm sources                                    which collections there are, and how to get them
+
+  vlm build-corpus --data DIR -o CORPUS          pairs in shards, deduplicated, split by patient
+
+  vlm corpus-stats CORPUS                        what it holds, in tables and pictures
+
+To segment images, see `autoseg --help`.
 """
 
+COMMANDS = {
+    "sources": "List the sources that a corpus can be built from, and what of them is on this disk.",
+    "build-corpus": "Build a corpus of image-text pairs: deduplicate, split by patient, caption, write shards.",
+    "corpus-stats": "Count what a corpus holds; a contact sheet and caption lengths to look at.",
+}
+
 app = App(name="vlm", help=HELP, version=__version__, help_format="markdown")
+for _name, _help in COMMANDS.items():
+    _module = _name.replace("-", "_")
+    app.command(f"vlm.commands.{_module}:{_module}", name=_name, help=_help)
 
 
 def main() -> None:
-    """Exit 0 done, 1 a bug of ours (traceback), 2 something the user can mend."""
+    """Exit 0 done, 1 a bug of ours (traceback), 2 something the user can mend, 130 stopped by Ctrl-C."""
+    start_logging()
     try:
         status = app(sys.argv[1:], result_action="return_value")
     except UserError as error:
         sys.stderr.write(f"\nvlm: {error}\n")
         sys.exit(2)
+    except OSError as error:
+        if error.errno not in STORAGE_ERRORS:
+            raise
+        sys.stderr.write(f"\nvlm: {storage_error(error, Path(error.filename or '.'))}\n")
+        sys.exit(2)
+    except KeyboardInterrupt:
+        sys.stderr.write("\nvlm: stopped. What is finished stays; the same command goes on from there.\n")
+        sys.exit(130)
     sys.exit(status if isinstance(status, int) else 0)
 
 

@@ -18,7 +18,7 @@ template: made from labels by a grammar or found in a published table; generated
 Access = Literal["open", "request", "credentialed", "unavailable"]
 ReaderName = Literal[
     "image_folders", "table", "unimed_shards", "unimed_csv", "caption_lists", "openi", "llava_med_alignment",
-    "llava_med_instruct", "retina_captions", "den", "openi_xml", "mimic_cxr",
+    "llava_med_instruct", "retina_captions", "den", "openi_xml", "mimic_cxr", "chexpert", "radimagenet", "roco",
 ]
 
 Slug = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_]*$")]
@@ -53,7 +53,11 @@ class Layout(Record):
         the image's path where no such column is named. A row without a match is its own patient.
     splits : value of the split column → train, val, test, or "" (left out).
     split : of all rows, where there is no split column. None: split by patient when the corpus is built.
-    rename : label in the file → label in the label table.
+    label_pattern : a regular expression with one group, searched in the column `label`, or in the image's path where no
+        such column is named; what the group holds is the label. `image_folders` takes the folder's name without it.
+    image_pattern : `image_folders` leaves out files in whose path below `image_root` it is not found (masks).
+    rename : label in the file → label in the label table; "" drops the label, and a row that says
+        nothing else is left out.
     text_root : folder of the report files, where reports are files.
     caption_prefix : put before each caption ("The fundus image of ").
     """
@@ -70,13 +74,15 @@ class Layout(Record):
     where: dict[str, str] = {}
     patient_pattern: str | None = None
     article_pattern: str | None = None
+    label_pattern: str | None = None
+    image_pattern: str | None = None
     splits: dict[str, Split | Literal[""]] = {}
     split: Split | None = None
     rename: dict[str, str] = {}
     text_root: str | None = None
     caption_prefix: str = ""
 
-    @field_validator("patient_pattern", "article_pattern")
+    @field_validator("patient_pattern", "article_pattern", "label_pattern")
     @classmethod
     def _has_one_group(cls, pattern: str | None) -> str | None:
         if pattern is not None:
@@ -86,6 +92,15 @@ class Layout(Record):
                 raise ValueError(f"{pattern!r} is not a regular expression: {error}") from None
             if groups != 1:
                 raise ValueError(f"{pattern!r} has {groups} groups; exactly one was expected")
+        return pattern
+
+    @field_validator("image_pattern")
+    @classmethod
+    def _compiles(cls, pattern: str | None) -> str | None:
+        try:
+            re.compile(pattern or "")
+        except re.error as error:
+            raise ValueError(f"{pattern!r} is not a regular expression: {error}") from None
         return pattern
 
 

@@ -24,6 +24,9 @@ READERS: dict[ReaderName, str] = {
     "llava_med_instruct": "vlm.corpus.readers.llava_med:read_instruct",
     "retina_captions": "vlm.corpus.readers.retina:read_captions",
     "den": "vlm.corpus.readers.retina:read_den",
+    "chexpert": "vlm.corpus.readers.adapted:read_chexpert",
+    "radimagenet": "vlm.corpus.readers.adapted:read_radimagenet",
+    "roco": "vlm.corpus.readers.adapted:read_roco",
 }
 
 
