@@ -403,7 +403,8 @@ def test_a_folder_with_other_files_is_not_written_into(collection, tmp_path):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "thesis.txt").write_text("mine")
     with pytest.raises(UserError, match="holds other files"):
-        build_corpus(data=tmp_path / "data", output=tmp_path / "out", card=(collection.card,), sources="hearts", workers=1)
+        build_corpus(data=tmp_path / "data", output=tmp_path / "out", card=(collection.card,), sources="hearts",
+                     workers=1)
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["thesis.txt"]
 
 
