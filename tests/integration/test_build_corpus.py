@@ -416,6 +416,17 @@ def test_a_missing_column_says_which_exist_before_any_work(collection, tmp_path)
     assert "finding" in str(refusal.value) and not (tmp_path / "out").exists()
 
 
+def test_where_nothing_can_be_used_the_reasons_are_told_and_mending_them_is_enough(collection, tmp_path):
+    collection.add(None)
+    collection.write()
+    given = {"data": tmp_path / "data", "output": tmp_path / "out", "card": (collection.card,), "sources": "hearts",
+             "workers": 1}
+    with pytest.raises(UserError, match=r"hearts, row 0, 0000.jpg: the file does not exist"):
+        build_corpus(**given)
+    draw(1).save(collection.root / "images" / "0000.jpg")
+    assert build_corpus(**given) == 0 and len(pairs_of(tmp_path / "out")) == 1
+
+
 def test_two_builds_do_not_work_in_one_folder(collection, options, tmp_path):
     job = job_of(full(collection, 4), options=options)
     place = building._Place(tmp_path / "out")

@@ -1,8 +1,9 @@
 """Building a corpus, step by step: survey, inspect, decide, caption, pack, list. Each step goes on where it ended."""
 
+import json
 import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from importlib import resources
 from pathlib import Path
@@ -97,7 +98,7 @@ def build_corpus(job: BuildJob, corpus: Path) -> tuple[CorpusManifest, bool]:
         names = [source.card.name for source in job.sources]
         decisions = decide_all(facts, table, names, evaluation, load_thresholds(), job.options.near_duplicates)
         if not (decisions.fate == Fate.KEPT).any():
-            raise _nothing_left(job, of_sources)
+            raise _nothing_left(job, of_sources, place)
         written = _caption_all(job, decisions, table, place.build / "captions.jsonl")
         packings = [
             Packing(source, survey.labels, job.options, folder, written, place.shards, place.build / "shards")
@@ -236,9 +237,15 @@ def _pack_all(jobs: Sequence[ShardJob], workers: int) -> None:
             bar.advance(count)
 
 
-def _nothing_left(job: BuildJob, surveys: Sequence[Survey]) -> UserError:
+def _nothing_left(job: BuildJob, surveys: Sequence[Survey], place: _Place) -> UserError:
+    """The error that says why; the build's files go, so that the command begins anew when the images are mended."""
+    reasons = [line for folder in sorted((place.build / "rows").glob("*/*.rejects.jsonl"))
+               for line in folder.read_text(encoding="utf-8").splitlines()]
+    shutil.rmtree(place.build, ignore_errors=True)
+    with suppress(OSError):
+        place.shards.rmdir()
     rows = sum(survey.rows for survey in surveys)
-    names = ", ".join(source.card.name for source in job.sources)
-    return UserError(f"none of the {rows} rows of {names} can become a pair: their images are missing or damaged, or "
-                     f"are all images of evaluation sets.\nRows and reasons: the .rejects.jsonl files in {BUILD}/rows "
-                     "of the output folder. `vlm sources NAME --path DIR` says what a source should hold.")
+    told = ["{source}, row {row}, {image}: {reason}".format(**json.loads(line)) for line in reasons]
+    told += ["the other images are images of evaluation sets"] * (len(told) < rows)
+    return all_of(told, f"none of the {rows} rows can become a pair:", "Put the images where the card looks for them "
+                  "(`vlm sources NAME --path DIR`), and run the command again.", shown=5)

@@ -64,7 +64,8 @@ def find_sources(
         try:
             present.append(PresentSource(cards[name], choose_layout(cards[name], folder), folder))
         except UserError as error:
-            missing.append((name, str(error).splitlines()[0]))
+            # The first line names the folder, the second what the preferred layout lacks there.
+            missing.append((name, str(error).splitlines()[1].removeprefix("  - ")))
     if missing and not take_available:
         raise all_of(
             [f"{name} ({cards[name].access}): {reason}" for name, reason in missing],
