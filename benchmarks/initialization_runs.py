@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from compare_architectures import TASKS, plan_network, split_cases
 from jaxtyping import Float
-from measuring import machine
+from measuring import device_name, machine
 
 from autoseg.commands.plan import read_plan
 from autoseg.data.dataset import Case, open_dataset
@@ -329,5 +329,5 @@ def clock_fields(clock: StepClock, steps: int, wall_seconds: float) -> dict[str,
 
 def surroundings(materials: Materials) -> dict[str, Any]:
     """Where a run was made; `load`: the machine's processes that wanted a core at the run's end (1-minute mean)."""
-    return {"device": str(materials.device), "threads": torch.get_num_threads(),
+    return {"device": device_name(materials.device), "threads": torch.get_num_threads(),
             "cores": len(os.sched_getaffinity(0)), "load": round(os.getloadavg()[0], 2), "machine": machine()}

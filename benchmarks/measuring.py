@@ -3,6 +3,7 @@
 import json
 import os
 import platform
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -10,10 +11,14 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
+
+if TYPE_CHECKING:
+    import torch
 
 SAMPLE_SECONDS = 0.02
 RESULTS = Path(__file__).parent / "results"
@@ -75,11 +80,33 @@ def machine() -> dict[str, object]:
     """What the figures were measured on, and with what."""
     model = next((line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines()
                   if line.startswith("model name")), platform.processor())
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
     packages = ("autoseg", "nnunetv2", "torch", "numpy", "scipy")
     return {"processor": model, "cores": len(os.sched_getaffinity(0)), "platform": platform.platform(),
-            "python": platform.python_version(), "versions": {name: version(name) for name in packages},
-            "commit": commit.stdout.strip(), "date": datetime.now(UTC).date().isoformat()}
+            "python": platform.python_version(), "versions": {name: _version(name) for name in packages},
+            "commit": _commit(), "date": datetime.now(UTC).date().isoformat()}
+
+
+def _commit() -> str:
+    """Of the checkout; empty where it travelled without its history or there is no git."""
+    if shutil.which("git") is None:
+        return ""
+    done = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
+    return done.stdout.strip()
+
+
+def _version(package: str) -> str:
+    """Of an installed package; a borrowed machine may run the checkout as it is, without the peers."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "absent"
+
+
+def device_name(device: "torch.device") -> str:
+    """The card's name, or "cpu"."""
+    import torch
+
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
 
 
 def write_results(name: str, results: Mapping[str, object]) -> Path:

@@ -2,18 +2,20 @@
 
 `taskset -c 0 env OMP_NUM_THREADS=1 python benchmarks/pretraining_rate.py --run RUN [--configuration 2d] [--rounds 12]`,
 where RUN is planned and preprocessed. Quick preset, with its own batch (2); `--divide-features 2` narrows the network.
-One line per run and architecture in results/pretraining_rate.json. On a CPU seconds are processor seconds.
+One line per run, architecture and device in results/pretraining_rate.json. On a CPU seconds are processor seconds. On a
+GPU, the checkout not installed: `PYTHONPATH=. python benchmarks/pretraining_rate.py --device cuda --run RUN`.
 """
 
 import argparse
 import json
 import time
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
 import torch
-from measuring import RESULTS, write_results
+from measuring import RESULTS, device_name, machine, write_results
 
 from autoseg.commands.plan import default_configuration, read_plan
 from autoseg.data.dataset import open_dataset
@@ -59,11 +61,22 @@ def main() -> None:
     plan = narrowed(plan, configuration, architecture, arguments.divide_features)
     rates = measure(arguments, plan, configuration, architecture)
     path = RESULTS / "pretraining_rate.json"
-    before = json.loads(path.read_text())["rows"] if path.exists() else {}
-    narrow = f" features / {arguments.divide_features}" if arguments.divide_features > 1 else ""
-    row = f"{plan.name} {configuration} {architecture} {arguments.method}{narrow}"
+    before = rows_of(json.loads(path.read_text())) if path.exists() else {}
+    row = row_name((plan.name, configuration, architecture, arguments.method), arguments.divide_features,
+                   rates["device"])
     print(row, rates)
     write_results("pretraining_rate", {"rows": {**before, row: rates}})
+
+
+def row_name(parts: Sequence[str], divisor: int, device: str) -> str:
+    """Of a row of the results; that of a card stands beside the processor's, and does not take its place."""
+    narrow = [f"features / {divisor}"] if divisor > 1 else []
+    return " ".join([*parts, *narrow, *([] if device == "cpu" else [f"on {device}"])])
+
+
+def rows_of(results: Mapping) -> dict[str, dict]:
+    """The rows of a file of results, each with the machine that made it: the file's, unless it has its own."""
+    return {name: {"machine": results["machine"], **row} for name, row in results["rows"].items()}
 
 
 def narrowed(plan: Plan, configuration: str, architecture: str, divisor: int) -> Plan:
@@ -128,7 +141,8 @@ def measure(arguments: argparse.Namespace, plan: Plan, configuration: str, archi
     rates = {name: round(1 / float(np.median(times[1:])), 3) for name, times in seconds.items()}
     return {**rates, "ratio": round(rates["pretraining"] / rates["training"], 3), "rounds": arguments.rounds,
             "batch": session.network_plan.batch_size, "patch": session.network_plan.patch_shape,
-            "threads": torch.get_num_threads(), "precision": precision}
+            "threads": torch.get_num_threads(), "precision": precision, "device": device_name(device),
+            "machine": machine()}
 
 
 if __name__ == "__main__":

@@ -51,7 +51,6 @@ from autoseg.schema import (
 )
 
 RESULTS = Path(__file__).parent / "results" / "protocols.jsonl"
-BIN = Path(sys.executable).parent
 CONFIGURATION: Literal["3d_fullres"] = "3d_fullres"
 ARMS = {"scratch": "scratch", "lwi": "auto"}
 """`autoseg train --init`; `lwi` is preceded by `autoseg pretrain-init` under the same name, which `auto` finds."""
@@ -252,7 +251,7 @@ def _write_preset(path: Path, protocol: Protocol, length: Lengths, images: int |
 
 def autoseg(*arguments: str) -> None:
     """Run a command of autoseg; RuntimeError with its last words when it fails, also for a single case."""
-    done = subprocess.run([str(BIN / "autoseg"), *arguments], capture_output=True, text=True, check=False)
+    done = subprocess.run([sys.executable, "-m", "autoseg", *arguments], capture_output=True, text=True, check=False)
     if done.returncode:
         raise RuntimeError(f"autoseg {' '.join(arguments)} ended with {done.returncode}:\n{done.stderr[-3000:]}")
 

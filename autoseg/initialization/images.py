@@ -219,8 +219,8 @@ def refuse_too_few(images: ImageSet, batch_size: int, is_2d: bool) -> None:
     """UserError where the images to learn from (2-D: their slices) do not fill a batch."""
     count = sum(source.store.cases[source.id].shape[0] if is_2d else 1 for source in images.training)
     if count < batch_size:
-        what = "slices" if is_2d else "images"
-        held = f" ({len(images.held_back)} more are held back to measure on)" if images.held_back else ""
-        raise UserError(f"There are {count} {what} to learn from{held}; a batch holds {batch_size}, and at least as "
-                        "many were expected.\nAdd unlabelled ones with --extra-images DIR, pretrain for `--fold all`, "
+        what = "Slices" if is_2d else "Images"
+        held = f" (images held back to measure on: {len(images.held_back)})" if images.held_back else ""
+        raise UserError(f"{what} to learn from: {count}{held}; a batch holds {batch_size}, and at least as many were "
+                        "expected.\nAdd unlabelled ones with --extra-images DIR, pretrain for `--fold all`, "
                         "or take smaller batches (max_batch_size in a preset).")

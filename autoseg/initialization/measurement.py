@@ -61,7 +61,7 @@ def measure(session: InitSession, network: PretextNetwork, precision: str) -> tu
     sums, examples, shown = _Sums(), list[Example](), set[str]()
     shuffling = session.pretext.model_copy(update={"shuffled_share": 1.0})
     network.eval()
-    with image_patches(session, sources, draws) as patches, progress("measure", steps, "batches") as bar:
+    with image_patches(session, sources, draws) as patches, progress("measure", steps, "steps") as bar:
         for step in range(steps):
             batch = patches.batch(step)
             drawn = draw_corruptions(shuffling, patch, session.seed, step, len(batch.case_ids), measuring=True)

@@ -139,7 +139,7 @@ def _changes(record: InitRecord, architecture: ArchitectureName, network: Networ
     pairs = {
         "architecture": (record.architecture, architecture),
         "patch": ("×".join(map(str, record.network.patch_shape)), "×".join(map(str, network.patch_shape))),
-        "spacing": (record.store.spacing, store.spacing),
+        "spacing": (_mm(record.store.spacing), _mm(store.spacing)),
         "labels": (", ".join(record.store.labels), ", ".join(store.labels)),
     }
     said = [f"{name}: then {before}, now {now}" for name, (before, now) in pairs.items() if before != now]
@@ -148,3 +148,8 @@ def _changes(record: InitRecord, architecture: ArchitectureName, network: Networ
     if record.store.normalization != store.normalization:
         said.append("another normalization")
     return "; ".join(said) or "the axes' order"
+
+
+def _mm(spacing: Sequence[float | None]) -> str:
+    """"1.5×1×1 mm"; a 2-D store has no spacing between its slices."""
+    return f"{'×'.join(f'{step:.6g}' for step in spacing if step is not None)} mm"

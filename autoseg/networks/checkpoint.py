@@ -86,7 +86,7 @@ def misfits(network: nn.Module, weights: Mapping[str, Tensor]) -> list[str]:
 def differences(expected: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> list[str]:
     """One line for every tensor that `weights` lacks, has in excess, or has in another shape."""
     missing = [f"{name}: missing" for name in expected if name not in weights]
-    unexpected = [f"{name}: not a weight of this network" for name in weights if name not in expected]
+    unexpected = [f"{name}: not a weight of this network" for name in sorted(weights) if name not in expected]
     misshapen = [
         f"{name}: shape {tuple(weights[name].shape)}, expected {tuple(value.shape)}"
         for name, value in expected.items()

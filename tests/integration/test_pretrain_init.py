@@ -290,5 +290,5 @@ def test_constant_images_and_too_few(tmp_path):
         pretrain_init(run=tmp_path / "run", fold="all", **SHORT)
     one = write_dataset(tmp_path / "one", cases=1)
     assert plan(one, run=tmp_path / "run1", architecture="resenc", configurations="3d_fullres", workers=1) == 0
-    with pytest.raises(UserError, match=r"There are 1 images to learn from; a batch holds 2"):
+    with pytest.raises(UserError, match=r"Images to learn from: 1; a batch holds 2"):
         pretrain_init(run=tmp_path / "run1", fold="all", **SHORT)

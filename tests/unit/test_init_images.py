@@ -290,15 +290,15 @@ def test_broken_added_images_are_refused_together(store, tmp_path) -> None:
 
 
 @pytest.mark.parametrize(("configuration", "enough", "too_many", "what"), [
-    ("3d_fullres", 6, 7, "images"), ("2d", 6 * 16, 6 * 16 + 1, "slices"),
+    ("3d_fullres", 6, 7, "Images"), ("2d", 6 * 16, 6 * 16 + 1, "Slices"),
 ])  # fmt: skip
 def test_fewer_images_than_a_batch_are_refused(dataset, store, configuration, enough, too_many, what) -> None:
     sources = tuple(image_sources(split(dataset)[0], store))
     images = replace(gathered(dataset, store), training=sources, held_back=())
     refuse_too_few(images, enough, configuration == "2d")
-    with pytest.raises(UserError, match=f"There are {enough} {what} to learn from; a batch holds {too_many}"):
+    with pytest.raises(UserError, match=f"{what} to learn from: {enough}; a batch holds {too_many}"):
         refuse_too_few(images, too_many, configuration == "2d")
-    with pytest.raises(UserError, match=r"\(1 more are held back to measure on\)"):
+    with pytest.raises(UserError, match=r"\(images held back to measure on: 1\)"):
         refuse_too_few(replace(images, held_back=sources[:1]), too_many, configuration == "2d")
 
 

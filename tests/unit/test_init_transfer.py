@@ -136,14 +136,15 @@ def test_every_tensor_that_does_not_fit_is_listed_and_nothing_is_copied(written)
     missing, misshapen = names[0], names[1]
     del tensors[missing]
     tensors[misshapen] = torch.zeros(*tensors[misshapen].shape, 2)
-    tensors["encoder.stranger"] = torch.zeros(3)
+    tensors["encoder.stranger"], tensors["encoder.foreigner"] = torch.zeros(3), torch.zeros(3)
     network = seeded("resenc", 3)
     before = {name: value.clone() for name, value in network.state_dict().items()}
     with pytest.raises(UserError) as caught:
         load_backbone(network, tensors, "the folder")
     message = str(caught.value)
-    assert "the folder does not fit this network (3 tensors differ)" in message
+    assert "the folder does not fit this network (4 tensors differ)" in message
     assert f"{missing}: missing" in message and "encoder.stranger: not a weight of this network" in message
+    assert message.index("encoder.foreigner") < message.index("encoder.stranger"), "in the same order every time"
     assert f"{misshapen}: shape {tuple(tensors[misshapen].shape)}, expected" in message
     assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
 
@@ -164,7 +165,7 @@ def test_weights_of_another_plan_are_refused_with_what_changed(written) -> None:
     changes: dict[str, Planned] = {
         "patch: then 32×32×64, now 64×32×64": (
             architecture, network.model_copy(update={"patch_shape": (64, 32, 64)}), store),
-        "spacing: then .*1.0, 1.0, 1.0.*, now .*2.0, 1.0, 1.0": (
+        "spacing: then 1×1×1 mm, now 2×1×1 mm": (
             architecture, network, store.model_copy(update={"spacing": (2.0, 1.0, 1.0)})),
         "labels: then background, organ, now background, tumor": (
             architecture, network, store.model_copy(update={"labels": {"background": 0, "tumor": 1}})),

@@ -24,6 +24,7 @@ from initialization_report import (  # noqa: E402
     wilcoxon_p,
 )
 from initialization_runs import METHODS, Pretraining, Recipe, Run, scramble_phases, small_plan  # noqa: E402
+from pretraining_rate import row_name, rows_of  # noqa: E402
 
 POOL = tuple(f"case_{number:03}" for number in range(160))
 SHAPES = [(1, 9, 12, 7), (2, 8, 10, 12)]
@@ -203,3 +204,19 @@ def test_names_are_moved_apart_and_no_further() -> None:
     assert np.diff(moved).min() >= 0.5 - 1e-9
     assert moved[3:] == heights[3:]
     assert np.mean(moved[:3]) == pytest.approx(np.mean(heights[:3]))
+
+
+# ---------------------------------------------------------------- steps per second beside supervised training
+def test_a_cards_rate_stands_beside_the_processors_and_rows_keep_their_machine() -> None:
+    parts = ("Hippocampus", "3d_fullres", "resenc", "lwi")
+    names = [row_name(parts, divisor, device) for divisor in (1, 2) for device in ("cpu", "NVIDIA H200")]
+    assert len(set(names)) == 4 and names[0] == "Hippocampus 3d_fullres resenc lwi"
+    rows = rows_of({"machine": "old", "rows": {"a": {"ratio": 1.0}, "b": {"ratio": 0.9, "machine": "new"}}})
+    assert rows == {"a": {"ratio": 1.0, "machine": "old"}, "b": {"ratio": 0.9, "machine": "new"}}
+
+
+def test_pretraining_is_recorded_as_within_a_tenth_of_training() -> None:
+    """The requirement of issue 4, held by the committed rows."""
+    path = Path(__file__).resolve().parents[2] / "benchmarks" / "results" / "pretraining_rate.json"
+    rows = json.loads(path.read_text())["rows"]
+    assert rows and all(row["ratio"] >= 0.9 for row in rows.values())
