@@ -1,0 +1,110 @@
+"""Lexicon entries → sentences: where a structure lies and on which side first, then its shape and neighbors."""
+
+from collections.abc import Sequence
+
+from autoseg.errors import UserError, all_of
+from autoseg.guidance.label_names import is_background
+from autoseg.guidance.lexicon import Lexicon
+from autoseg.guidance.modalities import IMAGES, as_modality
+from autoseg.guidance.records import Entry, Modality
+
+NEIGHBORS_NAMED = 3
+EVERYWHERE: tuple[Modality, ...] = ("CT", "MR")
+"""Without a modality, sentences name all of these in which a structure is seen, not only that of the training images:
+what they say is then not tied to one scanner."""
+
+CONTEXT: dict[Modality | None, tuple[str, ...]] = {"fundus": ("retinal", "optic"), "OCT": ("retinal", "optic")}
+"""Words that a kind of device adds to the context of a label: a "hemorrhage" in a fundus photograph is retinal."""
+
+
+def sentences(entry: Entry, modality: str | None = None) -> tuple[str, ...]:
+    """Five or six different sentences about a structure; equal arguments give equal sentences.
+
+    Each names the structure with its side; place and side stand before shape and looks.
+
+    modality : kind of device ("CT", "MRI", …). With it, the sentences also say how the structure looks there; without
+        it, they hold for every device.
+
+    Raises
+    ------
+    UserError : no such modality.
+    """
+    name, place = f"the {entry.canonical}", entry.location
+    called = f", also called {entry.synonyms[0]}" if entry.synonyms else ""
+    near = _joined([f"the {neighbor}" for neighbor in entry.neighbors[:NEIGHBORS_NAMED]])
+    told = [
+        entry.canonical,
+        f"{place}: {name}{called}",
+        f"{place}: {entry.shape}, {name}",
+        f"in the {entry.region}: {name}{f', next to {near}' if near else ''}",
+        *_images(entry, None if modality is None else as_modality(modality)),
+    ]
+    return tuple(f"{text[0].upper()}{text[1:]}." for text in told)
+
+
+def sentences_of_lexicon(lexicon: Lexicon, modality: str | None = None) -> dict[str, tuple[str, ...]]:
+    """Canonical name → sentences, for a bank of the whole lexicon.
+
+    Paired structures stand in it left and right only: a bank gives "kidney" as the mean direction of both
+    (`TextBank.vectors_of`), and is smaller by a fifth.
+    """
+    return {name: sentences(entry, modality) for name, entry in lexicon.entries.items() if entry.halves is None}
+
+
+def sentences_of_labels(
+    labels: Sequence[str], lexicon: Lexicon, modality: str | None = None, dataset: str | None = None
+) -> dict[str, tuple[str, ...]]:
+    """Label → sentences, in the order of the labels, without the background.
+
+    dataset : its name; with the other labels it tells what a label such as "tumor" means.
+
+    Raises
+    ------
+    UserError : lists every label that is unknown (with the nearest entries), says nothing, or means what another
+        label means.
+    """
+    found = entries_of_labels(labels, lexicon, modality, dataset)
+    return {label: sentences(entry, modality) for label, entry in found.items()}
+
+
+def entries_of_labels(
+    labels: Sequence[str], lexicon: Lexicon, modality: str | None = None, dataset: str | None = None
+) -> dict[str, Entry]:
+    """Label → entry, in the order of the labels, without the background; raises what `sentences_of_labels` raises."""
+    kind = None if modality is None else as_modality(modality)
+    contexts = (CONTEXT.get(kind, ()), (dataset,) if dataset else (), labels)
+    found: dict[str, Entry] = {}
+    problems: list[str] = []
+    kept = [label for label in labels if not is_background(label)]
+    for label in kept:
+        try:
+            entry = lexicon.find(label, *contexts)
+        except UserError as error:
+            problems.append(str(error))
+            continue
+        if twins := [other for other, known in found.items() if known.canonical == entry.canonical]:
+            problems.append(f"{label!r} and {twins[0]!r} are both {entry.canonical!r}: they would share one vector.\n"
+                            "Give one of them an entry of its own in a lexicon file.")
+        found[label] = entry
+    if len(problems) == 1:
+        raise UserError(problems[0])
+    if problems:
+        raise all_of([problem.replace("\n", "\n    ") for problem in problems],
+                     f"{len(problems)} of {len(kept)} labels have no words of their own:",
+                     "Mend these labels, then try again.")
+    return found
+
+
+def _images(entry: Entry, modality: Modality | None) -> list[str]:
+    """What images show: of one modality where the structure lies in them and how it looks, else of several devices."""
+    name, place = f"the {entry.canonical}", entry.location
+    if modality is None:
+        seen = [one for one in EVERYWHERE if one in entry.appearance] or list(entry.appearance)[:2] or list(EVERYWHERE)
+        return [f"{IMAGES[one]} that shows {name} in the {entry.region}" for one in seen]
+    looks = f", {entry.appearance[modality]}" if modality in entry.appearance else ""
+    image = IMAGES[modality]
+    return [f"{image} that shows {name} in the {entry.region}", f"{place}, on {image}: {name}{looks}"]
+
+
+def _joined(texts: Sequence[str]) -> str:
+    return f"{', '.join(texts[:-1])} and {texts[-1]}" if len(texts) > 1 else "".join(texts)
