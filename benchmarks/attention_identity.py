@@ -18,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from measuring import bootstrap_mean, write_results
+from measuring import bootstrap_mean, device_name, write_results
 from torch import nn
 
 from autoseg.commands.plan import read_plan
@@ -60,11 +60,14 @@ def main() -> None:
     scales = layer_scales(trained.network)
     print_tables(rows, scales)
     info = trained.info
-    write_results(f"identity_{dataset}_{info.name}_{info.configuration}_fold{info.fold}", {
+    device = trained.settings.device
+    where = "" if device.type == "cpu" else f"_{device.type}"
+    write_results(f"identity_{dataset}_{info.name}_{info.configuration}_fold{info.fold}{where}", {
         "command": "python benchmarks/attention_identity.py --run RUN "
                    f"--name {info.name} --configuration {info.configuration} --fold {info.fold}"
                    + " --tta" * arguments.tta,
-        "dataset": dataset, "steps": info.steps, "cases": [case.id for case in trained.cases],
+        "device": device_name(device), "dataset": dataset, "steps": info.steps,
+        "cases": [case.id for case in trained.cases],
         "dice": rows, "layer_scales": scales,
     })
 

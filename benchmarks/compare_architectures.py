@@ -17,7 +17,8 @@ Declared before the first run:
 
 One JSON line per finished run goes to results/architectures.jsonl; a run that is there is not made again. So the study
 continues where it was stopped: `--work DIR [--only primary|secondary] [--datasets NAME]`. `--table` prints what is
-there. On a GPU: `--device cuda --results architectures_gpu.jsonl --steps 2000 --data DIR`.
+there, `--memory` measures what the table's last column shows. On a GPU, the checkout not installed (`PYTHONPATH=.`):
+`--device cuda --results architectures_gpu.jsonl --steps 2000 --data DIR`.
 """
 
 import argparse
@@ -32,14 +33,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-from measuring import bootstrap_mean, machine, write_results
+from measuring import bootstrap_mean, device_name, machine, write_results
 
 if TYPE_CHECKING:
     from autoseg.training.settings import TrainSettings
 
 RESULTS = Path(__file__).parent / "results"
 DATA = Path(__file__).resolve().parents[2] / "shared" / "data" / "seg"
-BIN = Path(sys.executable).parent
 SEEDS = (1, 2)
 EPOCH_STEPS = 10
 NO_LIMIT_EPOCHS = 100_000
@@ -119,7 +119,7 @@ def main() -> None:
     arguments = parser.parse_args()
     path = RESULTS / arguments.results
     if arguments.table:
-        print_table(read_lines(path))
+        print_table(read_lines(path), memory_path(path))
         return
     if arguments.work is None:
         parser.error("give --work DIR, or --table")
@@ -170,8 +170,9 @@ def plan_network(dataset: str, architecture: str, work: Path, data: Path) -> Pat
     configuration = TASKS[dataset].configuration
     if plan.exists() and architecture in json.loads(plan.read_text())["configurations"][configuration]["networks"]:
         return folder
-    command = [str(BIN / "autoseg"), "plan", str(data / dataset), "--run", str(folder), "--architecture",
-               architecture, "--configurations", configuration]
+    # The rule's patch on every machine: a GPU's own memory would fit each network to itself.
+    command = [sys.executable, "-m", "autoseg", "plan", str(data / dataset), "--run", str(folder), "--architecture",
+               architecture, "--configurations", configuration, "--no-probe-memory"]
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
     return folder
 
@@ -240,7 +241,7 @@ def train(run: Run, arguments: argparse.Namespace, steps: int, seconds: float | 
         "steps": info.steps, "training_seconds": info.seconds, "steps_per_second": info.steps / info.seconds,
         "run_seconds": round(time.perf_counter() - start, 1), "patch": planned.patch_shape,
         "batch": info.network.batch_size, "precision": info.training["used_precision"],
-        "optimizer": info.network.optimizer.model_dump(mode="json"), "device": str(device),
+        "optimizer": info.network.optimizer.model_dump(mode="json"), "device": device_name(device),
         "threads": torch.get_num_threads(), "cores": len(os.sched_getaffinity(0)), "machine": machine(),
     }
 
@@ -257,7 +258,7 @@ def pilot(arguments: argparse.Namespace) -> None:
 
 
 def measure_memory(arguments: argparse.Namespace) -> None:
-    """GiB of a training step at batch 2 in 16 bits, per dataset and architecture: results/architectures_memory.json."""
+    """GiB of a training step at batch 2 in 16 bits, per dataset and architecture, beside the results."""
     import torch
 
     from autoseg.commands.plan import read_plan
@@ -273,18 +274,23 @@ def measure_memory(arguments: argparse.Namespace) -> None:
                                           precision_to_probe(device))
             found[f"{dataset} {architecture}"] = round(gib, 3)
             print(dataset, architecture, f"{gib:.2f} GiB", flush=True)
-    write_results("architectures_memory", {"batch": 2, "device": arguments.device, "gib": found})
+    path = memory_path(RESULTS / arguments.results)
+    write_results(path.stem, {"batch": 2, "device": device_name(device), "gib": found})
 
 
-def print_table(lines: list[dict]) -> None:
+def memory_path(results: Path) -> Path:
+    """Where the memory stands that belongs to these results; a GPU's beside a processor's."""
+    return RESULTS / f"{results.stem}_memory.json"
+
+
+def print_table(lines: list[dict], memory_path: Path) -> None:
     """Per dataset and budget: Dice per seed, difference from the reference with its interval, steps per second."""
     reference = {(line["dataset"], line["seed"]): line for line in lines
                  if line["arm"] == REFERENCE.name and line["budget"] == "steps"}
     groups: dict[tuple[str, str, str], list[dict]] = {}
     for line in lines:
         groups.setdefault((line["dataset"], line["budget"], line["arm"]), []).append(line)
-    path = RESULTS / "architectures_memory.json"
-    memory = json.loads(path.read_text())["gib"] if path.exists() else {}
+    memory = json.loads(memory_path.read_text())["gib"] if memory_path.exists() else {}
     headings = ("dataset", "column", "network", "Dice, seed 1 / 2", "difference from resenc+adamw [95 %]", "steps",
                 "steps/s", "GiB")
     print(f"| {' | '.join(headings)} |")

@@ -99,7 +99,7 @@ def pretrain_init(  # noqa: PLR0913 (a command's options)
     """Learn first weights from a fold's training images; no label is read, no validation image is seen."""
     plan = read_plan(run)
     configuration = configuration or default_configuration(plan)
-    architecture = known_architecture(plan, configuration, architecture)
+    architecture = known_architecture(plan, run, configuration, architecture)
     name = check_name(name or architecture)
     folder = init_folder(run, name, configuration, fold)
     with recorded("pretrain-init", run, seed) as recording:

@@ -78,7 +78,7 @@ def train(  # noqa: PLR0913 (a command's options)
     """Train one fold of a planned dataset; predict and score its validation cases at the end."""
     plan = read_plan(run)
     configuration = configuration or default_configuration(plan)
-    architecture = known_architecture(plan, configuration, architecture)
+    architecture = known_architecture(plan, run, configuration, architecture)
     beginning = choose_beginning(Asked(run, name, architecture, configuration, fold, init, resume))
     name = check_name(beginning.model_name)
     folder = model_folder(run, name, configuration, fold)
@@ -125,7 +125,7 @@ def train(  # noqa: PLR0913 (a command's options)
 
 
 def known_architecture(
-    plan: Plan, configuration: ConfigurationName, architecture: ArchitectureName | None
+    plan: Plan, run: Path, configuration: ConfigurationName, architecture: ArchitectureName | None
 ) -> ArchitectureName:
     """The network asked for, or the plan's own choice; UserError where the plan does not hold it."""
     if configuration not in plan.configurations:
@@ -136,8 +136,8 @@ def known_architecture(
         return planned.architecture
     if architecture not in planned.networks:
         raise UserError(f"--architecture {architecture}: the plan of {configuration} holds "
-                        f"{', '.join(planned.networks)}.\nAdd it with `autoseg plan {plan.dataset} --architecture "
-                        f"{architecture}`.")
+                        f"{', '.join(planned.networks)}.\nAdd it with `autoseg plan {plan.dataset} --run {run} "
+                        f"--architecture {architecture}`.")
     return architecture
 
 

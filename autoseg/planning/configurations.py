@@ -4,13 +4,14 @@ Rules of nnU-Net v2 (`plan_experiment` of its planner): 3D only where the median
 slice; `3d_lowres` where the patch of `3d_fullres` sees less than a quarter of the median case.
 """
 
+from collections.abc import Collection
 from dataclasses import dataclass
 
 import numpy as np
 
 from autoseg.planning.architectures import pool_patch
 from autoseg.planning.explanation import explain_network
-from autoseg.planning.fitting import fit_patch
+from autoseg.planning.fitting import TooLittleMemory, fit_patch
 from autoseg.planning.optimizers import OPTIMIZERS
 from autoseg.planning.patch import (
     Budget,
@@ -61,15 +62,21 @@ class LowresGrid:
     voxels: float
 
 
-def draft_configurations(target: Target, case_count: int, budget: Budget, with_3d: bool) -> Drafts:
-    """Plan every configuration that the dataset can have; the 3D ones only if `with_3d`.
+def draft_configurations(target: Target, case_count: int, budget: Budget, asked: Collection[int]) -> Drafts:
+    """Plan every configuration that the dataset can have; the 3D ones only if `asked` holds 3.
 
     Raises
     ------
-    TooLittleMemory : the memory is too small for a configuration that the images would allow.
+    TooLittleMemory : the memory is too small for a configuration that the images would allow, of as many
+        dimensions as are `asked` for.
     """
-    flat = _draft_2d(target, case_count, budget)
-    deep = _draft_3d(target, case_count, budget) if with_3d else Drafts({}, {})
+    try:
+        flat = _draft_2d(target, case_count, budget)
+    except TooLittleMemory:
+        if 2 in asked:
+            raise
+        flat = Drafts({}, {})
+    deep = _draft_3d(target, case_count, budget) if 3 in asked else Drafts({}, {})
     return Drafts({**flat.possible, **deep.possible}, {**flat.impossible, **deep.impossible})
 
 

@@ -91,7 +91,7 @@ class _Scaled:
         spacing = configuration.spacing
         reduction = math.prod(spacing) / math.prod(target.spacing[-len(spacing):])
         self._dataset_voxels = math.prod(target.median_shape) / reduction * len(fingerprint.cases)
-        request = Request(fingerprint, settings, target, len(spacing) == 3)
+        request = Request(fingerprint, settings, target, frozenset({len(spacing)}))
         self.by_rule = request.network(name, spacing, self.architecture)
         about_memory = self.network(1.0).reasons
         self.own_reasons = tuple(reason for reason in self.by_rule.reasons if reason not in about_memory)
@@ -212,7 +212,8 @@ def _misfit(scaled: _Scaled, smallest: Measured | None, device_name: str) -> Use
 def _finished(measured: Measured, scaled: _Scaled, device_name: str) -> NetworkPlan:
     """The network with its measured memory, and a sentence that sets it against the rule's."""
     by_rule, network = scaled.by_rule, measured.network
-    reason = (f"Memory measured on {device_name}: {measured.gib:.2f} GiB for one training step; the rule's estimate "
+    gib = round(measured.gib, 3)
+    reason = (f"Memory measured on {device_name}: {gib:.2f} GiB for one training step; the rule's estimate "
               f"for this network is {network.memory_gib:.2f} GiB.")
     if _shape(network) != _shape(by_rule):
         reason += (f" The rule alone gave patch {readable_shape(by_rule.patch_shape)} and batch {by_rule.batch_size}; "
@@ -221,7 +222,7 @@ def _finished(measured: Measured, scaled: _Scaled, device_name: str) -> NetworkP
     if network is not by_rule:
         reasons = (*network.reasons, *scaled.other_reasons(network.patch_shape))
     return network.model_copy(update={
-        "memory_gib": round(measured.gib, 3), "memory_measured_on": device_name, "reasons": (*reasons, reason),
+        "memory_gib": gib, "memory_measured_on": device_name, "reasons": (*reasons, reason),
     })
 
 

@@ -68,7 +68,7 @@ def decide_plan(fingerprint: Fingerprint, settings: PlanSettings) -> Plan:
         are too small for any network, or a preset size that the architecture does not have.
     """
     target = find_target(fingerprint, nnunet_parity=settings.nnunet_parity)
-    request = Request(fingerprint, settings, target, _asks_for_3d(settings.configurations))
+    request = Request(fingerprint, settings, target, _dimensions(settings.configurations))
     drafts = request.drafts(chosen_architecture(settings))
     normalization, normalization_reason = choose_normalization(fingerprint)
     sided = find_sided_pairs(name for name, value in fingerprint.labels.items() if value != 0)
@@ -124,7 +124,7 @@ def add_architecture(plan: Plan, fingerprint: Fingerprint, settings: PlanSetting
             "folder."
         )
     target = find_target(fingerprint, axes=plan.axes)
-    request = Request(fingerprint, settings, target, _asks_for_3d(tuple(plan.configurations)))
+    request = Request(fingerprint, settings, target, _dimensions(tuple(plan.configurations)))
     configurations = {}
     for name, configuration in plan.configurations.items():
         choice = request.choose(name, configuration.spacing)
@@ -190,8 +190,11 @@ class Choice:
 class Request:
     """What was asked for, and the drafts of the architectures that come into question, each made once."""
 
-    def __init__(self, fingerprint: Fingerprint, settings: PlanSettings, target: Target, with_3d: bool) -> None:
-        self.fingerprint, self.settings, self.target, self.with_3d = fingerprint, settings, target, with_3d
+    def __init__(
+        self, fingerprint: Fingerprint, settings: PlanSettings, target: Target, dimensions: frozenset[int]
+    ) -> None:
+        self.fingerprint, self.settings, self.target = fingerprint, settings, target
+        self._dimensions = dimensions
         self.memory_gib = find_budget(fingerprint, chosen_architecture(settings), settings).memory_gib
         self._drafts: dict[ArchitectureName, Drafts] = {}
 
@@ -200,7 +203,7 @@ class Request:
         if architecture not in self._drafts:
             budget = find_budget(self.fingerprint, architecture, self.settings)
             self._drafts[architecture] = draft_configurations(
-                self.target, len(self.fingerprint.cases), budget, self.with_3d
+                self.target, len(self.fingerprint.cases), budget, self._dimensions
             )
         return self._drafts[architecture]
 
@@ -243,8 +246,9 @@ class Request:
         )
 
 
-def _asks_for_3d(configurations: Sequence[str] | None) -> bool:
-    return configurations is None or any(name != "2d" for name in configurations)
+def _dimensions(configurations: Sequence[str] | None) -> frozenset[int]:
+    """Of the configurations asked for; None asks for all."""
+    return frozenset((2, 3) if configurations is None else (2 if name == "2d" else 3 for name in configurations))
 
 
 def _asked_for(drafts: Drafts, asked: tuple[str, ...] | None) -> dict[ConfigurationName, Draft]:

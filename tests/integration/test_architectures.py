@@ -94,5 +94,5 @@ def test_a_patch_that_the_strides_do_not_divide_is_refused(run: Path) -> None:
 def test_an_architecture_that_is_not_planned_is_refused(tmp_path: Path) -> None:
     dataset = write_pictures(tmp_path / "dataset")
     assert plan(dataset, run=tmp_path / "run", architecture="plain", workers=1) == 0
-    with pytest.raises(UserError, match="Add it with `autoseg plan"):
+    with pytest.raises(UserError, match=f"Add it with `autoseg plan .* --run {tmp_path / 'run'} --architecture hybrid"):
         train(run=tmp_path / "run", architecture="hybrid", preset="quick", device="cpu")

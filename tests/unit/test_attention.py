@@ -162,6 +162,18 @@ def test_without_a_fused_kernel_one_line_says_so_and_the_result_is_the_same(
     assert len(caplog.records) == 1 and "no fused kernel" in caplog.text
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU on this machine")
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
+def test_on_a_gpu_whichever_way_is_taken_the_result_is_the_formulas(dtype: torch.dtype) -> None:
+    """No kernel computes in float64 there: that case goes by the formula."""
+    exact = seeded((2, 3, 50, 32)), seeded((2, 3, 20, 32), 1), seeded((2, 3, 20, 32), 2)
+    queries, keys, values = (one.to("cuda", dtype) for one in exact)
+    assert module.has_fused_kernel(queries, keys, values) == (dtype != torch.float64)
+    tolerance = {torch.bfloat16: 0.05, torch.float32: 5e-3, torch.float64: 1e-10}[dtype]
+    mixed = attend(queries, keys, values).double().cpu()
+    assert torch.allclose(mixed, attend_by_formula(*exact), atol=tolerance)
+
+
 def block(dimensions: int = 3, drop_probability: float = 0.0) -> AttentionBlock:
     torch.manual_seed(0)
     made = AttentionBlock(32, 2, (3,) * dimensions, (1.0,) * dimensions, None, drop_probability)

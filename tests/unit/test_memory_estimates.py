@@ -26,7 +26,7 @@ from autoseg.planning.patch import Budget, choose_batch, search_patch
 from autoseg.planning.planner import PlanSettings, decide_plan
 from autoseg.planning.published_memory import COUNTS, SAVED_PER_VALUE
 from autoseg.planning.topology import Pooling
-from autoseg.schema import CHECKPOINTED, ArchitectureName, NetworkPlan
+from autoseg.schema import CHECKPOINTED, ArchitectureName, ConfigurationName, NetworkPlan
 
 ARCHITECTURES: tuple[ArchitectureName, ...] = get_args(ArchitectureName)
 GRIDS = {
@@ -265,3 +265,15 @@ def test_nnunets_count_is_not_changed_by_what_surrounds_it() -> None:
     network = planned("resenc", "ct")
     values = feature_map_values("resenc", network.topology, network.patch_shape, CLASSES)
     assert demand_of("resenc", network.topology, network.patch_shape, CLASSES).values == values
+
+
+@pytest.mark.parametrize(("configuration", "dimensions"), [("2d", "2-D"), ("3d_fullres", "3-D")])
+def test_the_memory_that_would_do_is_that_of_what_was_asked_for(
+    configuration: ConfigurationName, dimensions: str
+) -> None:
+    fingerprint = make_fingerprint((36, 50, 35))
+    asked = PlanSettings(architecture="hybrid", memory_gib=1e-4, configurations=(configuration,))
+    with pytest.raises(TooLittleMemory, match=f"the smallest {dimensions} patch") as caught:
+        decide_plan(fingerprint, asked)
+    enough = float(str(caught.value).split("would train in is ")[1].split(" GiB", maxsplit=1)[0])
+    assert configuration in decide_plan(fingerprint, replace(asked, memory_gib=enough)).configurations
