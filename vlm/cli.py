@@ -10,13 +10,21 @@ from autoseg.errors import UserError
 from autoseg.progress import start_logging
 from autoseg.records import STORAGE_ERRORS, storage_error
 
-HELP = """The vision-language side of autoseg: from collections of medical images to a corpus of image-text pairs.
+HELP = """The vision-language side of autoseg: from collections of medical images to words that a segmenter can use.
 
   vlm sources                                    which collections there are, and how to get them
 
-  vlm build-corpus --data DIR -o CORPUS          pairs in shards, deduplicated, split by patient
+  vlm build-corpus --data DIR -o CORPUS          image-text pairs in shards, deduplicated, split by patient
 
   vlm corpus-stats CORPUS                        what it holds, in tables and pictures
+
+  vlm train --corpus CORPUS -o MODEL             a CLIP model, trained on it
+
+  vlm evaluate --model MODEL -o REPORT           zero-shot, linear probe, retrieval
+
+  vlm export-text --model MODEL -o TOWER         its text tower as a folder of its own
+
+  vlm encode-labels DATASET --tower TOWER -o BANK   what a dataset's labels mean, as vectors
 
 To segment images, see `autoseg --help`.
 """
@@ -25,6 +33,11 @@ COMMANDS = {
     "sources": "List the sources that a corpus can be built from, and what of them is on this disk.",
     "build-corpus": "Build a corpus of image-text pairs: deduplicate, split by patient, caption, write shards.",
     "corpus-stats": "Count what a corpus holds; a contact sheet and caption lengths to look at.",
+    "train": "Train a CLIP model on a corpus, by a recipe.",
+    "evaluate": "Measure a model zero-shot, by linear probes and by retrieval, beside published figures.",
+    "import-unimed": "Read a released UniMed-CLIP checkpoint into a model folder; nothing in it is run.",
+    "export-text": "Write a model's text tower as a folder that loads without open_clip and without a network.",
+    "encode-labels": "Encode what labels mean into a text bank: a vector per label, with its sentences.",
 }
 
 app = App(name="vlm", help=HELP, version=__version__, help_format="markdown")

@@ -1,0 +1,1 @@
+"""A corpus and a recipe → the weights of a CLIP."""
