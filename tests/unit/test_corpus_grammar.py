@@ -3,18 +3,26 @@
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from vlm.corpus.captioning import asked_of
 from vlm.corpus.captions.checks import check_caption, drop_near_duplicates, normalized
 from vlm.corpus.captions.grammar import grammar_captions
 from vlm.corpus.captions.patterns import FINDINGS
 from vlm.corpus.captions.saying import said_of
 from vlm.corpus.captions.tables import TABLES, load_table
-from vlm.corpus.rows import LabelSet
+from vlm.corpus.registry import load_cards
+from vlm.corpus.rows import LabelSet, SourceRow
 from vlm.schema import Modality
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT / "benchmarks"))
+
+import print_captions  # noqa: E402
 
 CHEST = load_table("chest_xray")
 MODALITIES: tuple[Modality, ...] = ("X-ray", "CT", "MRI", "Ultrasound", "Pathology", "Fundus", "mixed")
@@ -73,6 +81,17 @@ def test_any_fundus_label_set_passes_the_checks(labels):
     ["liver_cyst", "Gallstones", "no stone", "normal kidney", "Stenosis", "COVID-19", "pT1 tumor", "mass"], modality)))
 def test_labels_of_no_table_pass_the_checks(labels):
     assert not problems(labels, None)
+
+
+def test_the_page_is_up_to_date():
+    page = (ROOT / "docs" / "captions.md").read_text(encoding="utf-8")
+    assert print_captions.document() == page, "write it anew: python benchmarks/print_captions.py"
+
+
+def test_no_model_is_asked_about_labels_that_no_sentence_can_be_made_of():
+    card = load_cards()["medpix2"]
+    assert asked_of(SourceRow(0, "a.jpg", "CT", absent=("head",)), card) is None
+    assert asked_of(SourceRow(0, "a.jpg", "CT", labels=("head",)), card) is not None
 
 
 def test_where_nothing_is_known_nothing_is_said():

@@ -109,10 +109,12 @@ def test_an_index_names_the_images_of_its_split(tmp_path) -> None:
 
 @pytest.mark.parametrize(("content", "message"), [
     ("id,split\n../../x,test\n", "outside"), ("id,split\n/x,test\n", "outside"),
-    ("name,split\nx,test\n", "no column id; it has name, split"), ("", "no column id, split; it has none"),
+    ("name,split\nx,test\n", "no column id\\.\nIts columns: name, split"), ("", "no column id, split"),
+    ('id,split\n"x,test\ny,test\n', "quotation mark opens there and does not close"),
+    (b"id,split\n\xff,test\n", "UTF-8"),
 ])
 def test_an_index_that_cannot_be_used_is_refused(tmp_path, content, message) -> None:
-    (tmp_path / "index.csv").write_text(content)
+    (tmp_path / "index.csv").write_bytes(content if isinstance(content, bytes) else content.encode())
     card = card_of(listing=ImageListing(index="index.csv", image="id", where={"split": "test"}))
     with pytest.raises(UserError, match=message):
         hash_evaluation_set(card, tmp_path)
@@ -169,3 +171,24 @@ def test_planted_copies_of_a_set_are_reported_by_source(tmp_path) -> None:
     assert [(item.evaluation, item.source, item.checked_by) for item in report.overlaps] == [
         ("a_set", "first", "hashes"), ("absent", "second", "nothing")]
     assert report.unresolved == {"absent": ("second",)}
+
+
+def test_an_id_list_says_nothing_of_a_source_whose_images_are_only_numbered(tmp_path) -> None:
+    (tmp_path / "names.txt").write_text("a.jpg\n")
+    card = card_of(id_lists=(IdList(source="first", ids="image", file="names.txt"),),
+                   overlaps=(SourceOverlap(source="first", said="same images"),))
+    evaluation = (hash_evaluation_set(card, tmp_path),)
+    facts = np.zeros(1, FACTS)
+    decisions = decide(facts, {}, evaluation)
+    found = [leak_report({"a_set": card}, evaluation, decisions, facts["source"], (source_of("first"),), nameless)
+             for nameless in ((), ("first",))]
+    assert [report.overlaps[0].checked_by for report in found] == ["ids", "nothing"]
+    assert [report.unresolved for report in found] == [{}, {"a_set": ("first",)}]
+
+
+@pytest.mark.parametrize("pattern", [None, r"patient(\d+)"])
+def test_a_list_without_ids_is_no_check(tmp_path, pattern) -> None:
+    (tmp_path / "ids.csv").write_text("path\n\n" if pattern is None else "path\nsubject1\n")
+    card = card_of(id_lists=(IdList(source="first", ids="patient", file="ids.csv", column="path", pattern=pattern),))
+    with pytest.raises(UserError, match=r"ids\.csv holds no id"):
+        hash_evaluation_set(card, tmp_path)

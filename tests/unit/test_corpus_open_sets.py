@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from vlm.corpus import registry
 from vlm.corpus.readers import read_source
+from vlm.corpus.readers.opening import first_group
 from vlm.corpus.registry import choose_layout, load_cards
 from vlm.corpus.rows import Reject, SourceRow
 from vlm.schema import SourceCard
@@ -71,9 +71,7 @@ MASKS = {
 
 
 @pytest.fixture
-def cards(monkeypatch: pytest.MonkeyPatch) -> dict[str, SourceCard]:
-    """Label tables are written apart from the cards: whether they are there is another test's matter."""
-    monkeypatch.setattr(registry, "_table_problem", lambda card: "")
+def cards() -> dict[str, SourceCard]:
     return load_cards()
 
 
@@ -118,6 +116,23 @@ def test_every_folder_that_a_card_names_gives_its_label(tmp_path: Path, cards: d
         assert {label for row in rows if isinstance(row, SourceRow) for label in row.labels} == {
             label for label in layout.rename.values() if label}, card.name
         assert len(rows) == len(tops) * sum(1 for label in layout.rename.values() if label), card.name
+
+
+@pytest.mark.parametrize(("name", "images", "groups"), [
+    ("covid_ct", ("CT_COVID/2020.02.10.20021584-p6-52%0.png", "CT_COVID/2020.02.10.20021584-p7-9.png",
+                  "CT_COVID/PIIS0140673620303603%8.png", "CT_NonCOVID/5%4.jpg", "CT_NonCOVID/5%1.jpg",
+                  "CT_NonCOVID/1058.png"),
+     ["2020.02.10.20021584", "2020.02.10.20021584", "PIIS0140673620303603", "CT_NonCOVID/5", "CT_NonCOVID/5",
+      "CT_NonCOVID/1058"]),
+    ("histopathology_atlas", ("images/BS1-HE1.jpg", "images/BS1-PASD.jpg", "images/exostosis-2.jpg",
+                              "images/hacettepe-com-case-19.jpg", "images/GBD1.jpg"),
+     ["BS1", "BS1", "exostosis", "hacettepe-com-case-19", "GBD1"]),
+])
+def test_what_comes_from_one_place_goes_into_one_split(
+    name: str, images: tuple[str, ...], groups: list[str], cards: dict[str, SourceCard]
+) -> None:
+    pattern = cards[name].layouts[0].article_pattern
+    assert [first_group(pattern, image) for image in images] == groups
 
 
 TABLES = {

@@ -148,6 +148,15 @@ def test_a_listed_image_takes_its_copies_and_its_patient_along() -> None:
     assert decisions.evaluation.tolist() == [0, 0, 0, 0, -1]
 
 
+def test_copies_of_a_leaked_patients_images_leak_where_the_patient_is_not_known() -> None:
+    facts = facts_of(4, patient=[1, 1, 0, 3], source=[0, 0, 1, 2])
+    facts["sha256"][2] = facts["sha256"][3] = facts["sha256"][1]
+    listed = np.array([0, -1, -1, -1], np.int16)
+    decisions = decide(facts, THRESHOLDS, (EvaluationSet("set", "X-ray"),), listed)
+    assert decisions.fate.tolist() == [Fate.LEAK_ID] + [Fate.LEAK_PATIENT] * 3
+    assert decisions.evaluation.tolist() == [0] * 4
+
+
 def test_an_image_that_only_looks_like_one_of_a_set_does_not_condemn_its_patient() -> None:
     facts = facts_of(3, patient=[1, 1, 2])
     known = EvaluationSet("set", "X-ray", facts["sha256"][2:] + np.uint64(1), facts["phash"][:1], ("a.png",))

@@ -165,6 +165,17 @@ def test_openi_original_and_refined(tmp_path: Path) -> None:
     assert first.patient == "CXR1"
 
 
+def test_an_openi_caption_that_is_no_text_is_none(tmp_path: Path) -> None:
+    openi_unimed(tmp_path)
+    write(tmp_path / "filter_cap.json", {"annotations": [{"image_id": "a", "caption": {"text": "An object."}}, 3]})
+    card = cards()["openi"]
+
+    row, reject = read_source(card, layout_of(card, "unimed"), tmp_path)
+
+    assert isinstance(row, SourceRow) and {caption.kind for caption in row.captions} == {"refined"}
+    assert isinstance(reject, Reject)
+
+
 def test_openi_files_that_do_not_belong_together_are_refused(tmp_path: Path) -> None:
     openi_unimed(tmp_path)
     write(tmp_path / "openai_refined_concepts.json", {"refined_captions": [["One."]]})

@@ -23,7 +23,8 @@ FOLDERS = {
     "scardat": {"train/positive/a.png": ("laser scars", None), "val/negative/b.png": ("no laser scars", None)},
     "lag": {"suspicious_glaucoma/image/a.jpg": ("glaucoma", None)},
 }
-MASKS = {"e_ophta": "e_optha_EX/Annotation_EX/E1/m.png", "lag": "suspicious_glaucoma/attention_map/a.jpg",
+MASKS = {"aria": "aria_a_markup_vessel/a_BDP.tif", "agar300": "masks/a.jpg",
+         "e_ophta": "e_optha_EX/Annotation_EX/E1/m.png", "lag": "suspicious_glaucoma/attention_map/a.jpg",
          "fund_oct": "OD/Glaucoma/p1/left/1_OCT.jpg", "scardat": "test/test80/c.png"}
 TABLES = sorted(card.name for card in cards().values() if card.folder == "Retina-Datasets"
                 for layout in card.layouts if layout.name == "published" and layout.reader == "table")

@@ -1,6 +1,7 @@
 """Source cards are checked together; what lies on the disk is told from what does not."""
 
 import json
+import re
 import tomllib
 from collections.abc import Sequence
 from importlib import resources
@@ -12,7 +13,6 @@ import pytest
 from autoseg.errors import UserError
 from vlm.commands import sources as sources_command
 from vlm.commands.sources import sources
-from vlm.corpus import registry
 from vlm.corpus.registry import (
     checked_cards,
     choose_layout,
@@ -66,13 +66,6 @@ def lay_table(folder: Path, rows: int = 3, images: int = 3, header: str = "file,
         (folder / "images" / f"{number}.png").write_bytes(b"")
 
 
-@pytest.fixture
-def any_table(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Label tables are written apart from the cards: whether they are there is another test's matter."""
-    monkeypatch.setattr(registry, "_table_problem", lambda card: "")
-
-
-@pytest.mark.usefixtures("any_table")
 def test_every_card_of_the_package_is_right_and_they_are_sorted() -> None:
     cards = load_cards()
     files = [file.name for file in (resources.files("presets") / "vlm" / "sources").iterdir()]
@@ -80,7 +73,6 @@ def test_every_card_of_the_package_is_right_and_they_are_sorted() -> None:
     assert all(card.name == name for name, card in cards.items())
 
 
-@pytest.mark.usefixtures("any_table")
 def test_no_two_sources_of_the_package_share_a_title_or_hide_behind_each_other() -> None:
     cards = load_cards().values()
     assert len({card.title for card in cards}) == len(cards)
@@ -118,6 +110,18 @@ def test_cards_of_ones_own_join_unless_a_name_is_taken(tmp_path: Path) -> None:
         with_own_cards(cards, [tmp_path / file for file in ("x.toml", "y.toml", "z.toml")])
     assert "y.toml: a is already the name of a preset" in str(caught.value)
     assert "z.toml: b is already the name of " + str(tmp_path / "x.toml") in str(caught.value)
+
+
+@pytest.mark.parametrize(("field", "said"), [
+    ('delimiter = ";;"', "delimiter of its layout listed is ';;'"), ('delimiter = ""', "one character was expected"),
+    ('label_separator = ""', "label_separator of its layout listed is empty"),
+    ('columns = { image = -1 }', "names column -1"),
+])
+def test_a_field_that_no_reader_could_use_is_an_error_of_the_user(tmp_path: Path, field: str, said: str) -> None:
+    text = CARD.format(name="a", more="").replace('columns = { image = "file", label = "label" }', field)
+    (tmp_path / "a.toml").write_text(text, encoding="utf-8")
+    with pytest.raises(UserError, match=r"a\.toml: .*" + re.escape(said)):
+        read_card(tmp_path / "a.toml")
 
 
 def test_a_card_file_that_cannot_be_used_is_an_error_of_the_user(tmp_path: Path) -> None:
@@ -184,6 +188,14 @@ def test_members_of_tars_are_looked_for_by_their_tar(tmp_path: Path) -> None:
     assert (status.looked_at, status.found) == (2, 1)
 
 
+def test_an_image_whose_name_no_disk_can_hold_is_missing(tmp_path: Path) -> None:
+    lay_table(tmp_path, rows=1)
+    with (tmp_path / "list.csv").open("a", encoding="utf-8") as stream:
+        stream.write(f"{'x' * 300}.png,mass\n")
+    status = status_of(card_named("a"), tmp_path)
+    assert (status.state, status.looked_at, status.found) == ("images missing", 2, 1)
+
+
 def shown(capsys: pytest.CaptureFixture[str], *args: Any, **options: Any) -> str:
     assert sources(*args, **options) == 0
     return capsys.readouterr().out
@@ -232,7 +244,6 @@ def test_wrong_questions_are_answered(args: Sequence[str], options: dict[str, An
         sources(*args, **options)
 
 
-@pytest.mark.usefixtures("any_table")
 def test_every_real_miniature_is_complete() -> None:
     if not MINIATURE.is_dir():
         pytest.skip("the real miniature sources are not on this machine")

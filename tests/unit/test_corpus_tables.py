@@ -114,6 +114,7 @@ def test_labels_of_no_table_speak_for_themselves():
     assert words_of("COVID-19", None, "CT").phrases == ("COVID-19",)
     assert words_of("Gallstones", None, "CT").plurals == ("gallstones",)
     assert words_of("no tumor", None, "MRI").denied == ("tumor",)
+    assert words_of("NO TUMOR", None, "MRI").denied == ("TUMOR",)
     assert words_of("normal liver", None, "CT").kind == words_of("Normal", None, "CT").kind == "normal"
     assert words_of("肺炎 (CT)", None, "CT").phrases == ("肺炎 (CT)",)
     assert words_of("___", None, "CT").phrases == ("finding",)

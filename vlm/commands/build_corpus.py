@@ -6,7 +6,6 @@ from typing import Annotated
 
 from cyclopts import Parameter, validators
 
-from autoseg.data.parallel import default_workers
 from autoseg.errors import UserError
 from autoseg.output import write_json_object, write_stdout
 from autoseg.progress import readable_seconds
@@ -18,6 +17,7 @@ from vlm.corpus.options import BuildOptions, CaptionBackend, CorpusPreset, read_
 from vlm.corpus.registry import load_cards, with_own_cards
 from vlm.corpus.sourcing import find_sources
 from vlm.corpus.stats_tables import Table, format_table
+from vlm.corpus.workers import all_cores
 from vlm.schema import CorpusManifest
 
 DEFAULT_SEED = 0
@@ -86,7 +86,7 @@ def build_corpus(  # noqa: PLR0913 (a command's options)
     pairs_per_shard
         Pairs in a tar.
     workers
-        Processes; by default one per core, at most eight.
+        Processes; by default one per core.
     seed
         Of the split of patients.
     """
@@ -104,7 +104,7 @@ def build_corpus(  # noqa: PLR0913 (a command's options)
     with recorded("build-corpus", output, seed) as recording:
         start = time.perf_counter()
         found, missing = find_sources((*named, *(name for name in own if name not in named)), cards, data, available)
-        job = building.BuildJob(found, options, writer, evaluation_data, workers or default_workers())
+        job = building.BuildJob(found, options, writer, evaluation_data, workers or all_cores())
         manifest, was_there = building.build_corpus(job, output)
         seconds = time.perf_counter() - start
         recording.inputs |= {"data": str(data.resolve()), "recipe": manifest.recipe}

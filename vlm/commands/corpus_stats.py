@@ -5,7 +5,6 @@ from typing import Annotated
 
 from cyclopts import Parameter, validators
 
-from autoseg.data.parallel import default_workers
 from autoseg.errors import all_of
 from autoseg.output import write_json_object, write_stdout
 from autoseg.recording import recorded
@@ -17,6 +16,7 @@ from vlm.corpus.stats_page import render_page
 from vlm.corpus.stats_tables import all_tables, format_table, summary
 from vlm.corpus.stored_pairs import REMEDY, read_manifest
 from vlm.corpus.verification import find_problems
+from vlm.corpus.workers import all_cores
 from vlm.schema import CorpusManifest
 
 SHARDS_WORTH_PROCESSES = 20
@@ -73,7 +73,7 @@ def corpus_stats(
 
 
 def _usual_workers(manifest: CorpusManifest) -> int:
-    return default_workers() if len(manifest.shards) >= SHARDS_WORTH_PROCESSES else 1
+    return all_cores() if len(manifest.shards) >= SHARDS_WORTH_PROCESSES else 1
 
 
 def _make_folder(folder: Path) -> None:

@@ -15,7 +15,7 @@ from vlm.corpus.inspection import ROWS_PER_CHUNK, facts_file, rows_file
 from vlm.corpus.leaks import listed_by
 from vlm.corpus.near import Indices
 from vlm.corpus.pairing import decide
-from vlm.corpus.shards import Packing, ShardJob
+from vlm.corpus.shards import Packing, Places, ShardJob
 from vlm.corpus.sourcing import Survey
 from vlm.corpus.staged import StagedRow, read_rows
 
@@ -95,18 +95,36 @@ def decide_all(
 def plan_shards(
     facts: Facts, decisions: Decisions, table: ChunkTable, packings: Sequence[Packing]
 ) -> Iterator[ShardJob]:
-    """The shards of each source and split, of its kept rows in their order. packings : of the sources."""
+    """The shards of each source and split, of its kept rows in their order, with the rows of equal files of the same
+    source. packings : of the sources."""
     for position, packing in enumerate(packings):
         first, last = table.of_source(position)
-        kept = first + np.flatnonzero(decisions.fate[first:last] == Fate.KEPT)
+        fate, of = decisions.fate[first:last], decisions.of[first:last]
+        kept = first + np.flatnonzero(fate == Fate.KEPT)
+        copies = first + np.flatnonzero((fate == Fate.EXACT) & (of >= first) & (of < last))
+        copies = copies[np.argsort(decisions.of[copies], kind="stable")]
         split_of = facts["split"][kept]
         size = packing.options.pairs_per_shard
         for number, split in enumerate(SPLITS):
             mine = kept[split_of == number]
             for shard, start in enumerate(range(0, len(mine), size)):
-                rows = tuple((chunk, lines.astype(np.int16))
-                             for _, chunk, lines in table.by_chunk(mine[start : start + size]))
-                yield ShardJob(packing, split, shard, rows)
+                chosen = mine[start : start + size]
+                their = _copies_of(chosen, copies, decisions.of)
+                owners = np.searchsorted(chosen, decisions.of[their])
+                yield ShardJob(packing, split, shard, _places(table, chosen), _places(table, their),
+                               tuple(owners.tolist()))
+
+
+def _copies_of(kept: Indices, copies: Indices, of: Indices) -> Indices:
+    """Those of `copies` (sorted by `of`) that are copies of a kept fact, ascending."""
+    owners = of[copies]
+    low, high = np.searchsorted(owners, kept), np.searchsorted(owners, kept, "right")
+    found = [copies[start:end] for start, end in zip(low, high, strict=True) if end > start]
+    return np.sort(np.concatenate([*found, np.zeros(0, np.int64)]))
+
+
+def _places(table: ChunkTable, facts: Indices) -> Places:
+    return tuple((chunk, lines.astype(np.int16)) for _, chunk, lines in table.by_chunk(facts))
 
 
 def _facts(folder: Path, number: int) -> Facts:

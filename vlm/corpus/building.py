@@ -9,23 +9,21 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from autoseg import __version__
 from autoseg.errors import UserError, all_of
 from autoseg.progress import progress
 from autoseg.records import content_hash, read_json, storage_error, write_json
-from vlm.corpus.assembling import ChunkTable, decide_all, gather_facts, plan_shards
-from vlm.corpus.captioning import Asked, asked_of, write_captions
+from vlm.corpus.assembling import decide_all, gather_facts, plan_shards
+from vlm.corpus.captioning import asked_of, write_captions
 from vlm.corpus.captions.backends import CaptionWriter
 from vlm.corpus.evaluation_sets import EvaluationCard, EvaluationSet, hash_evaluation_set, load_evaluation_cards
-from vlm.corpus.facts import Decisions, Fate
+from vlm.corpus.facts import Fate
 from vlm.corpus.inspection import Chunk, Inspection, chunks_of, inspect_chunk
 from vlm.corpus.lists import Decided, write_lists
 from vlm.corpus.options import BuildOptions
 from vlm.corpus.pairing import load_thresholds
 from vlm.corpus.readers import read_source
-from vlm.corpus.shards import Packing, ShardJob, write_shard
+from vlm.corpus.shards import Packing, ShardJob, rows_of, write_shard
 from vlm.corpus.sourcing import PresentSource, Survey, survey_sources
 from vlm.corpus.stored_pairs import read_manifest, shard_file_problems
 from vlm.corpus.workers import stream_map
@@ -99,12 +97,14 @@ def build_corpus(job: BuildJob, corpus: Path) -> tuple[CorpusManifest, bool]:
         decisions = decide_all(facts, table, names, evaluation, load_thresholds(), job.options.near_duplicates)
         if not (decisions.fate == Fate.KEPT).any():
             raise _nothing_left(job, of_sources, place)
-        written = _caption_all(job, decisions, table, place.build / "captions.jsonl")
+        written = None if job.options.captions == "grammar" else place.build / "captions.jsonl"
         packings = [
             Packing(source, survey.labels, job.options, folder, written, place.shards, place.build / "shards")
             for source, survey, folder in zip(job.sources, of_sources, folders, strict=True)
         ]
         jobs = tuple(plan_shards(facts, decisions, table, packings))
+        if written is not None:
+            _caption_all(job, jobs, written)
         _pack_all(jobs, job.workers)
         decided = Decided(job.sources, of_sources, facts, table, decisions, cards, evaluation)
         manifest = write_lists(decided, jobs, job.options, recipe, corpus)
@@ -136,8 +136,9 @@ def _ingredients(job: BuildJob, surveys: Mapping[str, Survey], evaluation: Itera
         "version": __version__, "options": asdict(job.options), "captions": job.writer.name,
         "sources": [(name, surveys[name].fingerprint) for name in (source.card.name for source in job.sources)],
         "thresholds": load_thresholds(), "label tables": content_hash(tables),
-        "evaluation sets": {known.name: content_hash([known.sha256.tolist(), known.patients.tolist(), sorted(
-            (source, sorted(images)) for source, images in known.images.items())]) for known in evaluation},
+        "evaluation sets": {known.name: content_hash([
+            known.sha256.tolist(), known.files, known.unreadable, known.lists, known.patients.tolist(),
+            sorted((source, sorted(images)) for source, images in known.images.items())]) for known in evaluation},
     }
 
 
@@ -213,20 +214,11 @@ def _inspect_all(job: BuildJob, surveys: Sequence[Survey], folders: Sequence[Pat
             bar.advance(count)
 
 
-def _caption_all(job: BuildJob, decisions: Decisions, table: ChunkTable, path: Path) -> Path | None:
-    """Have a model write captions for every label set of the kept rows; None: the grammar does it in the workers."""
-    if job.options.captions == "grammar":
-        return None
-
-    def asked() -> Iterator[Asked]:
-        for fact, staged in table.rows(np.flatnonzero(decisions.fate == Fate.KEPT)):
-            source = int(np.searchsorted(table.starts, fact, side="right")) - 1
-            card = job.sources[int(table.sources[source])].card
-            if (one := asked_of(staged.row, card)) is not None:
-                yield one
-
-    write_captions(asked(), job.writer, job.options.captions_per_label_set, path)
-    return path
+def _caption_all(job: BuildJob, shards: Sequence[ShardJob], path: Path) -> None:
+    """Have a model write captions for every label set of the pairs; a grammar's are made in the workers."""
+    found = (asked_of(staged.row, shard.packing.source.card) for shard in shards for staged in rows_of(shard))
+    asked = (one for one in found if one is not None)
+    write_captions(asked, job.writer, job.options.captions_per_label_set, path)
 
 
 def _pack_all(jobs: Sequence[ShardJob], workers: int) -> None:
@@ -240,7 +232,7 @@ def _pack_all(jobs: Sequence[ShardJob], workers: int) -> None:
 def _nothing_left(job: BuildJob, surveys: Sequence[Survey], place: _Place) -> UserError:
     """The error that says why; the build's files go, so that the command begins anew when the images are mended."""
     reasons = [line for folder in sorted((place.build / "rows").glob("*/*.rejects.jsonl"))
-               for line in folder.read_text(encoding="utf-8").splitlines()]
+               for line in folder.read_text(encoding="utf-8").split("\n") if line]
     shutil.rmtree(place.build, ignore_errors=True)
     with suppress(OSError):
         place.shards.rmdir()

@@ -9,7 +9,7 @@ from typing import Any
 
 from autoseg.progress import progress
 from vlm.corpus.captions.backends import CaptionWriter, GrammarWriter
-from vlm.corpus.inspection import label_set, table_of
+from vlm.corpus.inspection import can_be_said, label_set, table_of
 from vlm.corpus.rows import LabelSet, SourceRow
 from vlm.corpus.staged import write_lines
 from vlm.schema import Caption, CaptionKind, SourceCard
@@ -22,11 +22,12 @@ Asked = tuple[str | None, LabelSet]
 
 
 def asked_of(row: SourceRow, card: SourceCard) -> Asked | None:
-    """What captions are to be made of for a row; None where it brings such captions, or has no label."""
+    """What captions are to be made of for a row; None where it brings such captions, or has no label that
+    can be put into words."""
     if any(caption.kind in MADE_FROM_LABELS for caption in row.captions):
         return None
     labels = label_set(row, card)
-    return (card.label_table, labels) if labels.present or labels.uncertain or labels.absent else None
+    return (card.label_table, labels) if can_be_said(labels, card.label_table) else None
 
 
 def captions_of(row: SourceRow, card: SourceCard, count: int, written: Path | None) -> tuple[Caption, ...]:

@@ -1,10 +1,8 @@
 """Evaluation sets: what they are, where their images lie, and how these look."""
 
-import csv
-import io
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from importlib import resources
@@ -19,11 +17,10 @@ from autoseg.errors import UserError
 from autoseg.progress import progress
 from autoseg.records import Record
 from vlm.corpus.facts import name_hash, sha256_words
+from vlm.corpus.readers.opening import column_positions, csv_rows, open_text
 from vlm.corpus.toml_files import parse_toml
 from vlm.corpus.workers import stream_map
 from vlm.schema import Modality, Slug
-
-csv.field_size_limit(1 << 24)  # captions in one field
 
 
 class ImageListing(Record):
@@ -192,7 +189,8 @@ def listed_files(card: EvaluationCard, folder: Path) -> tuple[str, ...]:
 
 
 def read_ids(known: IdList, path: Path) -> frozenset[str]:
-    """The ids in a list; UserError naming the columns that exist where its own is missing."""
+    """The ids in a list; UserError naming the columns that exist where its own is missing, and for a list without ids:
+    it would be taken for a check that found nothing."""
     if path.suffix == ".csv":
         texts = [row[known.column or 0] for row in _csv_rows(path, (known.column or 0,))]
     elif path.suffix == ".json":
@@ -202,7 +200,12 @@ def read_ids(known: IdList, path: Path) -> frozenset[str]:
     if known.pattern is not None:
         matches = [re.search(known.pattern, text) for text in texts]
         texts = [match.group(1) for match in matches if match]
-    return frozenset(text for text in texts if text)
+    ids = frozenset(text for text in texts if text)
+    if not ids:
+        of = f" in which {known.pattern!r} is found" if known.pattern is not None else ""
+        raise UserError(f"{path} holds no id{of}; the {known.ids} ids of {known.source} were expected.\n"
+                        "Get the file again, or take it away.")
+    return ids
 
 
 def _json_texts(known: IdList, path: Path) -> list[str]:
@@ -217,25 +220,18 @@ def _json_texts(known: IdList, path: Path) -> list[str]:
     return content
 
 
-def _csv_rows(path: Path, columns: tuple[str | int, ...]) -> list[dict[str | int, str]]:
+def _csv_rows(path: Path, columns: tuple[str | int, ...]) -> Iterator[dict[str | int, str]]:
     """The wanted cells of every row, by column name or position."""
-    rows = [row for row in csv.reader(io.StringIO(_text(path), newline="")) if row]
-    header = rows[0] if rows else []
-    missing = [str(column) for column in columns
-               if (column not in header if isinstance(column, str) else column >= len(header))]
-    if missing:
-        raise UserError(f"{path} has no column {', '.join(missing)}; it has {', '.join(header) or 'none'}.")
-    places = {column: header.index(column) if isinstance(column, str) else column for column in columns}
-    return [{column: row[place] if place < len(row) else "" for column, place in places.items()} for row in rows[1:]]
+    with open_text(path) as lines:
+        rows = csv_rows(lines, ",", path)
+        places = dict(zip(columns, column_positions(path, next(rows, []), columns, ","), strict=True))
+        for row in rows:
+            yield {column: row[place] if place < len(row) else "" for column, place in places.items()}
 
 
 def _text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError:
-        raise UserError(f"{path} is not text in UTF-8.") from None
-    except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror}.") from None
+    with open_text(path) as lines:
+        return lines.read()
 
 
 def _hash_file(folder: Path, job: tuple[int, str]) -> tuple[int, tuple[str, NDArray[np.uint64]] | None]:

@@ -143,7 +143,11 @@ def _located(file: ImageFile) -> tuple[Path, str | None]:
     if pure.is_absolute() or ".." in pure.parts:
         raise BadImage("the path leaves the source's image folder")
     path = file.root / pure
-    if not path.resolve().is_relative_to(_resolved(file.root)):
+    try:
+        is_below = path.resolve().is_relative_to(_resolved(file.root))
+    except RuntimeError:  # what Python before 3.13 raises for links in a circle
+        raise BadImage("the path is a link that leads back to itself") from None
+    if not is_below:
         raise BadImage("the path is a link that leaves the source's image folder")
     return path, member if mark else None
 

@@ -36,8 +36,8 @@ class Chunk:
 
 @dataclass(frozen=True)
 class Inspection:
-    """What a chunk is inspected with. position : of the source in the build's list. own_validation : the source names
-    images of its own for "val". folder : for the files of its chunks."""
+    """What a chunk is inspected with. position : of the source in the build's list. own_validation : no image of the
+    source's training part goes to "val" (see `Survey`). folder : for the files of its chunks."""
 
     source: PresentSource
     position: int
@@ -109,7 +109,8 @@ def facts_of(inspection: Inspection, rows: Iterable[StagedRow]) -> Facts:
 def split_of(row: SourceRow, card: SourceCard, options: BuildOptions, own_validation: bool) -> Split:
     """Where a row goes: as its source says, else by its patient (article, image file).
 
-    Of what a source calls "train" a share becomes "val", unless the source names validation images itself.
+    Of what a source calls "train" a share becomes "val", unless it names validation images itself, or its card puts all
+    of it into training (copies of an image, or slices of a patient, that cannot be told apart).
     """
     if row.split is not None and (row.split != "train" or own_validation):
         return row.split
@@ -134,7 +135,7 @@ def table_of(name: str | None) -> LabelTable | None:
 def _inspect(inspection: Inspection, row: SourceRow) -> StagedRow | Reject:
     source = inspection.source
     card = source.card
-    if not row.captions and not _can_be_said(label_set(row, card), card.label_table):
+    if not row.captions and not can_be_said(label_set(row, card), card.label_table):
         return Reject(card.name, row.row, row.image, "it has no caption, and no label that can be put into words")
     try:
         image = inspect_image(ImageFile(source.image_root, row.image), row.slice_index, card.window)
@@ -145,6 +146,7 @@ def _inspect(inspection: Inspection, row: SourceRow) -> StagedRow | Reject:
 
 
 @lru_cache(maxsize=8192)
-def _can_be_said(labels: LabelSet, table: str | None) -> bool:
+def can_be_said(labels: LabelSet, table: str | None) -> bool:
+    """Whether a caption can be made of labels: of "not the chest" alone, none can."""
     said = said_of(labels, table_of(table))
     return bool(said.present or said.uncertain or said.absent)

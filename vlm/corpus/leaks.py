@@ -1,6 +1,6 @@
 """Which evaluation sets a corpus was checked against, how, and what was found in which source."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import PurePosixPath
 from typing import Any, Literal
 
@@ -58,7 +58,7 @@ def listed_by(evaluation: Sequence[EvaluationSet], source: str, image: str, sour
 
 def leak_report(
     cards: Mapping[str, EvaluationCard], evaluation: Sequence[EvaluationSet], decisions: Decisions,
-    source_of: NDArray[Any], sources: Sequence[SourceCard],
+    source_of: NDArray[Any], sources: Sequence[SourceCard], nameless: Collection[str] = (),
 ) -> LeakReport:
     """What the decisions say of each evaluation set.
 
@@ -66,6 +66,8 @@ def leak_report(
     ----------
     cards : every set, on this disk or not. evaluation : those given to `decide`, in its order.
     source_of : [fact] position in `sources` (`facts["source"]`).
+    nameless : sources whose rows have neither the published names of images nor patients (UniMed's shards number their
+        images), so that no id list can be looked up in them.
     """
     known = {item.name: item for item in evaluation}
     found = {item.name: _found(decisions, source_of, position, sources) for position, item in enumerate(evaluation)}
@@ -78,7 +80,8 @@ def leak_report(
         for name in sorted({*cards, *known})
     }
     overlaps = tuple(
-        OverlapReport(evaluation=name, source=source, said=said, checked_by=_checked_by(known.get(name), source))
+        OverlapReport(evaluation=name, source=source, said=said,
+                      checked_by=_checked_by(known.get(name), source, source not in nameless))
         for (name, source), said in sorted(_overlaps(cards, sources).items())
     )
     open_ones: dict[str, tuple[str, ...]] = {}
@@ -113,8 +116,8 @@ def _checked(known: EvaluationSet | None) -> str:
     return " and ".join(ways)
 
 
-def _checked_by(known: EvaluationSet | None, source: str) -> Literal["hashes", "ids", "nothing"]:
-    if known is not None and any(listed == source for listed, _ in known.lists):
+def _checked_by(known: EvaluationSet | None, source: str, has_names: bool) -> Literal["hashes", "ids", "nothing"]:
+    if known is not None and has_names and any(listed == source for listed, _ in known.lists):
         return "ids"
     return "hashes" if known is not None and known.files and not known.unreadable else "nothing"
 

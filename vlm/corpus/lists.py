@@ -46,7 +46,8 @@ def write_lists(
     write_lines(_dropped_lines(decided), corpus / "duplicates.jsonl")
     source_of = np.asarray(decided.facts["source"])
     cards = [source.card for source in decided.sources]
-    write_record(leak_report(decided.cards, decided.evaluation, decided.decisions, source_of, cards),
+    nameless = {source.card.name for source in decided.sources if source.layout.reader == "unimed_shards"}
+    write_record(leak_report(decided.cards, decided.evaluation, decided.decisions, source_of, cards, nameless),
                  corpus / "leaks.json")
     shards = tuple(shard.entry for shard in written if shard.entry is not None)
     counts: dict[str, Counter[str]] = {}

@@ -9,7 +9,7 @@ from pydantic import Field
 
 from autoseg.errors import UserError
 from autoseg.records import Record
-from vlm.corpus.toml_files import parse_toml
+from vlm.corpus.toml_files import parse_toml, read_toml
 from vlm.schema import Slug
 
 CaptionBackend = Literal["grammar", "endpoint", "local"]
@@ -63,4 +63,4 @@ def read_preset(name: str) -> CorpusPreset:
     path = Path(name)
     if path.suffix != ".toml" or not path.is_file():
         raise UserError(f"--preset {name}: neither a preset nor a TOML file. Presets: {', '.join(preset_names())}.")
-    return parse_toml(CorpusPreset, path.read_text(encoding="utf-8"), path)
+    return read_toml(CorpusPreset, path, "A preset of a corpus")

@@ -71,7 +71,7 @@ def decide(
     earlier one. In turn, each among what is left:
 
     1. leaks: in an evaluation set's id list; equal to, or within the threshold of, an image of it; any other image of
-       a patient of whom an image is listed or equal to one of the set;
+       a patient of whom an image is listed or equal to one of the set; files equal to any of these;
     2. images of a patient in a weaker split than another of his;
     3. files equal to another;
     4. images of an article that an image of another source comes from;
@@ -94,6 +94,7 @@ def decide(
         _drop_images_of(desk, known, position, thresholds)
     _drop_copies_of_leaks(desk)
     _drop_leaked_patients(desk, evaluation)
+    _drop_copies_of_leaks(desk)  # of the patients' other images, in sources that do not know the patient
     _drop_patients_of_stronger_splits(desk)
     _drop_copies(desk)
     _drop_articles(desk)

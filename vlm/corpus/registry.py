@@ -13,7 +13,7 @@ from vlm.corpus.image_files import TAR_MARK
 from vlm.corpus.readers import read_source
 from vlm.corpus.readers.folders import image_files
 from vlm.corpus.rows import Reject
-from vlm.corpus.toml_files import parse_toml
+from vlm.corpus.toml_files import parse_toml, read_toml
 from vlm.schema import Layout, SourceCard
 
 State = Literal["complete", "images missing", "unreadable", "absent"]
@@ -54,17 +54,9 @@ def load_cards() -> dict[str, SourceCard]:
 
 def read_card(path: Path) -> SourceCard:
     """A card of a user's own, checked like the others; its file may have any name."""
-    try:
-        text = path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise UserError(f"{path} does not exist. A source card in TOML was expected.") from None
-    except UnicodeDecodeError:
-        raise UserError(f"{path} is not text; a source card in TOML (UTF-8) was expected.") from None
-    except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror or error}.") from None
-    card = parse_toml(SourceCard, text, path)
-    if problem := _table_problem(card):
-        raise UserError(f"{path}: {problem}")
+    card = read_toml(SourceCard, path, "A source card")
+    if problem := _problem(card):
+        raise UserError(f"{path}: {problem}.\nCorrect the card.")
     return card
 
 
@@ -96,7 +88,7 @@ def checked_cards(texts: Iterable[tuple[Path, str]]) -> dict[str, SourceCard]:
             problems.append(f"{path}: its card is called {card.name}; name the file {card.name}.toml")
         if card.name in cards:
             problems.append(f"{path}: another card is called {card.name} already")
-        if problem := _table_problem(card):
+        if problem := _problem(card):
             problems.append(f"{path}: {problem}")
         cards[card.name] = card
     if problems:
@@ -180,15 +172,25 @@ def _is_there(folder: Path, name: str) -> bool:
 def _image_is_there(root: Path, image: str) -> bool:
     """Of a member of a tar, only the tar is looked for."""
     tar, mark, _ = image.partition(TAR_MARK)
-    return (root / (f"{tar}.tar" if mark else image)).is_file()
+    try:
+        return (root / (f"{tar}.tar" if mark else image)).is_file()
+    except OSError:  # a name that is too long for a file, a folder that may not be entered
+        return False
 
 
 def _presets() -> Traversable:
     return resources.files("presets") / "vlm"
 
 
-def _table_problem(card: SourceCard) -> str:
-    """Why the card's label table cannot be used; "" where it can, or where the card has none."""
-    if card.label_table is None or (_presets() / "findings" / f"{card.label_table}.toml").is_file():
-        return ""
-    return f"its label table presets/vlm/findings/{card.label_table}.toml does not exist"
+def _problem(card: SourceCard) -> str:
+    """Why no reader could use the card; "" where one can."""
+    if card.label_table is not None and not (_presets() / "findings" / f"{card.label_table}.toml").is_file():
+        return f"its label table presets/vlm/findings/{card.label_table}.toml does not exist"
+    for layout in card.layouts:
+        if len(layout.delimiter) != 1:
+            return f"the delimiter of its layout {layout.name} is {layout.delimiter!r}; one character was expected"
+        if layout.label_separator == "":
+            return f"the label_separator of its layout {layout.name} is empty; leave it out for one label per cell"
+        if negative := [str(place) for place in layout.columns.values() if isinstance(place, int) and place < 0]:
+            return f"its layout {layout.name} names column {', '.join(negative)}; the first is 0"
+    return ""

@@ -4,24 +4,24 @@ import hashlib
 import io
 import tarfile
 from collections import Counter
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import IO
 
 import numpy as np
 from numpy.typing import NDArray
 
-from autoseg.records import Record, replacing, write_record
+from autoseg.records import Record, read_record, replacing, write_record
 from vlm.corpus.captioning import captions_of
 from vlm.corpus.facts import name_hash
 from vlm.corpus.images import BadImage, ImageFile, encode_image
 from vlm.corpus.inspection import rows_file
 from vlm.corpus.options import BuildOptions
-from vlm.corpus.rows import Reject
+from vlm.corpus.rows import Reject, SourceRow
 from vlm.corpus.sourcing import PresentSource
 from vlm.corpus.staged import StagedRow, read_rows
-from vlm.schema import PairRecord, ShardEntry, Split
+from vlm.schema import Caption, PairRecord, ShardEntry, Split
 
 BUFFERED_BYTES = 2**20
 
@@ -64,14 +64,21 @@ class Packing:
     records: Path
 
 
+Places = tuple[tuple[int, NDArray[np.int16]], ...]
+"""(chunk, positions in its rows file: int16 [row], ascending), in order."""
+
+
 @dataclass(frozen=True)
 class ShardJob:
-    """rows : (chunk, positions in its rows file: int16 [row], ascending), in order."""
+    """rows : that become its pairs. copies : other rows of the source whose files are equal to theirs, and `owners`:
+    [copy] position in the shard of the row that each is a copy of."""
 
     packing: Packing
     split: Split
     number: int
-    rows: tuple[tuple[int, NDArray[np.int16]], ...]
+    rows: Places
+    copies: Places = ()
+    owners: tuple[int, ...] = ()
 
     @property
     def name(self) -> str:
@@ -95,7 +102,7 @@ def pair_uid(source: str, row: int) -> str:
 def write_shard(job: ShardJob) -> int:
     """Write a shard and its record, unless they are there; the number of rows it was made of."""
     target, done = job.packing.shards / job.name, record_file(job)
-    if done.exists():
+    if done.exists() and _is_whole(target, read_record(WrittenShard, done)):
         return job.count
     rejects: list[RejectLine] = []
     modalities: Counter[str] = Counter()
@@ -104,7 +111,7 @@ def write_shard(job: ShardJob) -> int:
         with temporary.open("wb") as file:
             stream = _HashedFile(file)
             with tarfile.open(fileobj=stream, mode="w|", format=tarfile.USTAR_FORMAT, bufsize=BUFFERED_BYTES) as tar:
-                for staged in _rows(job):
+                for staged in rows_of(job):
                     made = _pair(job.packing, staged)
                     if isinstance(made, Reject):
                         rejects.append(RejectLine(**asdict(made)))
@@ -123,9 +130,44 @@ def write_shard(job: ShardJob) -> int:
     return job.count
 
 
-def _rows(job: ShardJob) -> Iterator[StagedRow]:
-    for chunk, positions in job.rows:
-        yield from read_rows(rows_file(job.packing.chunks, chunk), frozenset(positions.tolist()))
+def _is_whole(target: Path, written: WrittenShard) -> bool:
+    """Whether a shard is as large as it was written: a power cut can lose what a disk had not taken yet."""
+    if written.entry is None:
+        return not target.exists()
+    return target.is_file() and target.stat().st_size == written.entry.size
+
+
+def rows_of(job: ShardJob) -> Iterator[StagedRow]:
+    """The rows that become a shard's pairs, each with what its copies say."""
+    copies: dict[int, list[SourceRow]] = {}
+    for owner, staged in zip(job.owners, _read(job.packing, job.copies), strict=True):
+        copies.setdefault(owner, []).append(staged.row)
+    for position, staged in enumerate(_read(job.packing, job.rows)):
+        yield replace(staged, row=with_copies(staged.row, copies.get(position, ())))
+
+
+def with_copies(row: SourceRow, copies: Sequence[SourceRow]) -> SourceRow:
+    """A row with the captions of rows that have the same file, and the labels of those that name it by the same path.
+
+    Some tables have a row per caption, or per label, of an image. Equal files under two names may be labeled
+    differently by mistake; then the first is believed.
+    """
+    if not copies:
+        return row
+    same = [row, *(copy for copy in copies if (copy.image, copy.slice_index) == (row.image, row.slice_index))]
+    present = dict.fromkeys(label for one in same for label in one.labels)
+    uncertain = dict.fromkeys(label for one in same for label in one.uncertain if label not in present)
+    absent = dict.fromkeys(label for one in same for label in one.absent if label not in present | uncertain)
+    captions: dict[str, Caption] = {}
+    for caption in (caption for one in (row, *copies) for caption in one.captions):
+        captions.setdefault(caption.text, caption)
+    return replace(row, captions=tuple(captions.values()), labels=tuple(present), uncertain=tuple(uncertain),
+                   absent=tuple(absent))
+
+
+def _read(packing: Packing, places: Places) -> Iterator[StagedRow]:
+    for chunk, positions in places:
+        yield from read_rows(rows_file(packing.chunks, chunk), frozenset(positions.tolist()))
 
 
 def _pair(packing: Packing, staged: StagedRow) -> tuple[PairRecord, bytes, str] | Reject:

@@ -10,7 +10,7 @@ from autoseg.progress import ProgressBar, progress
 from autoseg.records import content_hash, file_sha256
 from vlm.corpus.readers import read_source
 from vlm.corpus.registry import choose_layout
-from vlm.corpus.rows import Reject
+from vlm.corpus.rows import Reject, SourceRow
 from vlm.schema import Layout, SourceCard
 
 
@@ -33,8 +33,8 @@ class Survey:
 
     rows : that its reader gave, rejects among them. left_out : that it did not give (another split, another part of a
     table); those behind the last given row are not known of. labels : distinct ones (of any standing), sorted.
-    own_validation : some rows are in "val". fingerprint : eight digits that change with the card, the index files
-    and the images' names.
+    own_validation : some rows are in "val", or the layout puts all rows into one split. fingerprint : eight digits that
+    change with the card, the index files and what the rows say (reports and texts of tars are no index files).
     """
 
     rows: int
@@ -100,12 +100,12 @@ def survey_sources(sources: Sequence[PresentSource]) -> dict[str, Survey]:
 
 
 def _survey(source: PresentSource, bar: ProgressBar) -> Survey:
-    rows, behind_last, labels, own_validation = 0, 0, set[str](), source.layout.split == "val"
-    images = hashlib.sha256()
+    rows, behind_last, labels, own_validation = 0, 0, set[str](), source.layout.split is not None
+    said = hashlib.sha256()
     for row in read_source(source.card, source.layout, source.folder):
         rows += 1
         behind_last = max(behind_last, row.row + 1)
-        images.update(f"{row.row} {row.image}\0".encode("utf-8", "surrogatepass"))
+        said.update(_said(row))
         bar.advance(note=source.card.name)
         if not isinstance(row, Reject):
             labels.update(row.labels, row.uncertain, row.absent)
@@ -113,11 +113,22 @@ def _survey(source: PresentSource, bar: ProgressBar) -> Survey:
     if rows == 0:
         raise UserError("its index files hold no row")
     return Survey(rows, behind_last - rows, tuple(sorted(labels)), own_validation,
-                  _fingerprint(source, images.hexdigest()))
+                  _fingerprint(source, said.hexdigest()))
 
 
-def _fingerprint(source: PresentSource, images: str) -> str:
+def _said(row: SourceRow | Reject) -> bytes:
+    """All that a pair is made of but the image. (A row's `repr` would say it too, and cost minutes per million.)"""
+    texts = [str(row.row), row.image]
+    if isinstance(row, SourceRow):
+        lists = (row.labels, row.uncertain, row.absent, [caption.text for caption in row.captions])
+        texts += [str(one) for one in (row.slice_index, row.patient, row.article, row.split, row.modality, row.anatomy,
+                                           row.view)]
+        texts += ["\0".join(one) for one in lists]
+    return "\1".join([*texts, ""]).encode()
+
+
+def _fingerprint(source: PresentSource, said: str) -> str:
     files = {name: file_sha256(source.folder / name)
              for name in source.layout.index if (source.folder / name).is_file()}
     return content_hash({"card": source.card.model_dump(mode="json"), "layout": source.layout.name, "files": files,
-                         "images": images})
+                         "rows": said})

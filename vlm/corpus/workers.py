@@ -1,5 +1,6 @@
 """Map a function over a stream of jobs, in processes, with few jobs in flight: memory does not grow with the stream."""
 
+import os
 import signal
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
@@ -13,6 +14,12 @@ AnyJob = TypeVar("AnyJob")
 AnyResult = TypeVar("AnyResult")
 
 JOBS_IN_FLIGHT_PER_WORKER = 2  # one in work, one waiting: a worker never waits for the parent
+
+
+def all_cores() -> int:
+    """Cores that this process may use. A worker holds an image at a time, so memory does not limit their number."""
+    available = getattr(os, "sched_getaffinity", None)
+    return len(available(0)) if available else os.cpu_count() or 1
 
 
 def stream_map(

@@ -211,7 +211,7 @@ def _from_text(label: str) -> Label:
     lower = text.casefold()
     if lower in ("normal", "healthy", "no finding", "no findings", "no abnormality"):
         return Label(kind="normal")
-    if match := re.match(r"(?:no|non|without|absence of)[ -](.+)$", text):
+    if match := re.match(r"(?:no|non|without|absence of)[ -](.+)$", text, re.IGNORECASE):
         return Label(kind="denial", denied=(_allowed(match[1]),))
     kind: LabelKind = "normal" if re.match(r"(?:normal|healthy) \w", lower) else "finding"
     phrases = (_allowed(text),)

@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator
 from importlib import import_module
 from pathlib import Path
 
+from vlm.corpus.readers.opening import has_no_surrogate
 from vlm.corpus.rows import Reject, SourceRow
 from vlm.schema import Layout, ReaderName, SourceCard
 
@@ -31,7 +32,17 @@ READERS: dict[ReaderName, str] = {
 
 
 def read_source(card: SourceCard, layout: Layout, folder: Path) -> Iterator[SourceRow | Reject]:
-    """The rows of a source under `folder`, as its layout's reader gives them."""
+    """The rows of a source under `folder`, as its layout's reader gives them; a row with a name that is no Unicode
+    (of a file or folder in another encoding) is a reject: no list or shard could hold the name."""
     module, function = READERS[layout.reader].split(":")
     reader: Reader = getattr(import_module(module), function)
-    return reader(card, layout, folder)
+    return (row if _is_unicode(row) else Reject(card.name, row.row, row.image.encode(errors="replace").decode(),
+                                                "its name is not UTF-8; rename the file, or its folder")
+            for row in reader(card, layout, folder))
+
+
+def _is_unicode(row: SourceRow | Reject) -> bool:
+    texts = [row.image]
+    if isinstance(row, SourceRow):
+        texts += [row.source_id, row.patient or "", row.article or "", *row.labels, *row.uncertain, *row.absent]
+    return all(has_no_surrogate(text) for text in texts)

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
 
+from autoseg.errors import UserError
 from vlm.corpus.readers.articles import roco_articles, roco_number
 from vlm.corpus.readers.opening import first_group
 from vlm.corpus.readers.places import RELEASE, modality_of
@@ -43,6 +44,9 @@ def read_roco(card: SourceCard, layout: Layout, folder: Path) -> Iterator[Source
     Images lie in <split>/<ID>.jpg (splits train, valid, test), or without the split's folder where the image root is
     one of them. UserError: as `read_table`, and where the last table has no ID or PMCID.
     """
+    if len(layout.index) < 2:  # noqa: PLR2004
+        raise UserError(f"the layout {layout.name} of {card.name} names {len(layout.index)} tables; one of captions "
+                        "and, last, that of licences were expected.")
     *tables, licences = layout.index
     articles = roco_articles(folder / licences)
     for row in read_table(card, layout.model_copy(update={"index": tuple(tables)}), folder):

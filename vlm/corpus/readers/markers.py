@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from vlm.corpus.readers.opening import mended
 from vlm.schema import Caption, CaptionKind
 
 NOTHING = frozenset({"", "nan", "none", "noreportpresent", "nothingpresent"})
@@ -86,8 +87,8 @@ def captions_of(texts: Sequence[tuple[str, CaptionKind]], origin: str) -> tuple[
 
 
 def tidy(text: str) -> str:
-    """One line without double spaces or doubled periods (three or more are an ellipsis and stay)."""
-    return re.sub(r"(?<!\.)\.\.(?!\.)", ".", " ".join(text.split()))
+    """One line of Unicode without double spaces or doubled periods (three or more are an ellipsis and stay)."""
+    return re.sub(r"(?<!\.)\.\.(?!\.)", ".", " ".join(mended(text).split()))
 
 
 def _kinds(marker: Marker, parts: Sequence[str]) -> list[CaptionKind]:

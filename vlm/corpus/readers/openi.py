@@ -73,7 +73,8 @@ def _json_row(card: SourceCard, layout: Layout, row: int, annotation: object, te
     if image is None:
         return bad_path(card, row, cell)
     said: list[tuple[str, CaptionKind]] = [(text, "refined") for text in texts if isinstance(text, str)]
-    captions = captions_of([(str(annotation.get("caption") or ""), "report")], "annotations caption")
+    told = annotation.get("caption")
+    captions = captions_of([(told if isinstance(told, str) else "", "report")], "annotations caption")
     known = {caption.text for caption in captions}
     captions += tuple(one for one in captions_of(said, "refined_captions") if one.text not in known)
     if not captions:

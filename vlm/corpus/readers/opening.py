@@ -13,11 +13,15 @@ from typing import BinaryIO, TextIO, cast
 
 from autoseg.errors import UserError
 
+csv.field_size_limit(1 << 24)
+"""Characters of one field, for all readers of this process: lists of captions and reports exceed csv's 131072."""
+
 DELIMITERS = {",": "a comma", ";": "a semicolon", "\t": "a tab", "|": "a vertical bar"}
 _END = "\x04end of the file"
 """Put behind the last line: inside a quoted field it shows that the quote never closed, which `csv` does not tell."""
 
 _DRIVE = re.compile(r"^[A-Za-z]:")
+_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 @contextmanager
@@ -106,6 +110,17 @@ def safe_relative(path: str) -> str | None:
         return None
     parts = [part for part in posix.split("/") if part not in ("", ".")]
     return "/".join(parts) if parts and ".." not in parts else None
+
+
+def has_no_surrogate(text: str) -> bool:
+    """Whether a text can be written as UTF-8."""
+    return text.isascii() or _SURROGATE.search(text) is None
+
+
+def mended(text: str) -> str:
+    """A text with U+FFFD for what is no character: halves of a surrogate pair, which JSON may hold (a caption that was
+    cut in the middle of a sign)."""
+    return text if has_no_surrogate(text) else _SURROGATE.sub("\ufffd", text)
 
 
 def first_group(pattern: str | None, text: str) -> str | None:

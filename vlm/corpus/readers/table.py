@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import get_args
 
 from autoseg.errors import UserError
-from vlm.corpus.readers.opening import column_positions, csv_rows, open_text, safe_relative, told_or_found
+from vlm.corpus.readers.opening import column_positions, csv_rows, mended, open_text, safe_relative, told_or_found
 from vlm.corpus.rows import Reject, SourceRow
 from vlm.schema import Caption, CaptionKind, Layout, Modality, SourceCard, Split
 
@@ -72,12 +72,11 @@ def read_table(card: SourceCard, layout: Layout, folder: Path) -> Iterator[Sourc
         if line.cells is None:
             yield Reject(card.name, row, "", line.reason)
             continue
-        if any(_text(line.cells(column)) != value for column, value in layout.where.items()):
-            continue
         try:
             made = _source_row(card, layout, folder, row, line.cells)
         except BadRow as error:
-            yield Reject(card.name, row, _text(line.cells(layout.columns["image"])), str(error))
+            image = line.cells(layout.columns["image"])
+            yield Reject(card.name, row, _text(image) if isinstance(image, str) else "", str(error))
             continue
         if made is not None:
             yield made
@@ -134,6 +133,8 @@ def _parsed(line: str) -> object:
 
 def _source_row(card: SourceCard, layout: Layout, folder: Path, row: int, cells: Cells) -> SourceRow | None:
     """None: a row that the card leaves out. BadRow: it cannot be used."""
+    if any(_text(cells(column)) != value for column, value in layout.where.items()):
+        return None
     columns = layout.columns
 
     def told(role: str) -> str | None:
@@ -250,6 +251,8 @@ def _slice(told: str | None) -> int | None:
 
 
 def _text(cell: object) -> str:
-    """A cell as text without surrounding space; "" for an empty one."""
-    text = cell.strip() if isinstance(cell, str) else "" if cell is None else str(cell)
+    """A cell as text without surrounding space; "" for an empty one. BadRow: an object or list of JSON."""
+    if isinstance(cell, dict | list):
+        raise BadRow(f"a text was expected, not {str(cell)[:60]}")
+    text = mended(cell).strip() if isinstance(cell, str) else "" if cell is None else str(cell)
     return "" if text in EMPTY else text
