@@ -18,7 +18,7 @@ from vlm.model.clip import ClipModel, new_model
 from vlm.model.embedding import embedder_of
 from vlm.model.records import InitialWeights, TowerStart
 from vlm.training.computing import Computing, choose_computing
-from vlm.training.gradients import Pass, Towers
+from vlm.training.gradients import Pass, Towers, checkpoint_activations
 from vlm.training.loop import TrainingJob
 from vlm.training.loss import LOSSES
 from vlm.training.optimization import freeze, make_optimizer
@@ -74,7 +74,7 @@ def build_parts(session: Session, facts: Facts | None) -> Parts:
     network.train()
     freeze(network, recipe.optimization.frozen)
     if recipe.model.checkpoint_activations:
-        network.set_grad_checkpointing()
+        checkpoint_activations(network)
     if session.processes.is_first and facts is None:
         _tell(initial)
     preprocess = model.record.preprocess

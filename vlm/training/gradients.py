@@ -51,6 +51,18 @@ class Towers(nn.Module):
         return Embedded(image_rows, text_rows, network.logit_scale.exp(), network.logit_bias)
 
 
+def checkpoint_activations(network: nn.Module) -> None:
+    """Compute the activations inside blocks of both towers again for the backward pass, instead of keeping them.
+
+    Not by open_clip's own switch: for the text tower it calls what transformers will remove.
+    """
+    clip: Any = network
+    clip.visual.set_grad_checkpointing()
+    text = clip.text.transformer
+    enable = getattr(text, "activation_checkpointing_enable", None) or text.gradient_checkpointing_enable
+    enable()
+
+
 @dataclass(frozen=True)
 class Pass:
     """How a batch goes through the towers.
