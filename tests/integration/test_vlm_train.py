@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from corpus_folder import CorpusFolder, make_pair
 from safetensors.torch import load_file
 from vlm_training_job import caption, write_corpus, write_recipe_file
 
@@ -132,6 +133,25 @@ def test_a_loss_that_is_no_number_stops_with_the_pairs_and_keeps_the_last_state(
     assert not (tmp_path / "model" / "model.json").exists()
 
 
+def test_weights_that_are_no_numbers_are_never_saved(corpus, tmp_path):
+    # The only step's loss is that of the finite weights before it.
+    recipe = write_recipe_file(tmp_path, steps=1, rate=1e300)
+    with pytest.raises(UserError, match=r"(?s)no finite numbers after step 1; they were not saved.*Lower the learning"):
+        train_session(session_of(recipe, corpus, tmp_path / "model"), False, never)
+    assert {path.name for path in (tmp_path / "model").iterdir()} == {"metrics.jsonl", "progress.png"}
+
+
+def test_captions_longer_than_the_context_are_counted_for_the_user(tmp_path, capsys):
+    corpus = CorpusFolder(tmp_path / "corpus", [
+        make_pair("chest", number, split=split, captions=("liver " * (40 if number % 4 == 0 else 3) + str(number),))
+        for split in ("train", "val") for number in range(32 if split == "val" else 0, 40 if split == "val" else 32)
+    ]).write()
+    recipe = write_recipe_file(tmp_path, steps=6, batch=16)
+    train(corpus=corpus, output=tmp_path / "model", recipe=recipe, device="cpu")
+    assert load_model(tmp_path / "model").record.training.settings["truncated_captions"] == 3 * 8
+    assert "24 captions were longer than 32 tokens" in capsys.readouterr().out
+
+
 def test_a_truncated_shard_ends_the_command_with_its_name(tmp_path):
     damaged = write_corpus(tmp_path / "damaged", 30)
     path = sorted((damaged / "shards").glob("large-train-*.tar"))[0]
@@ -152,9 +172,14 @@ def test_folders_are_not_overwritten_unasked_and_foreign_files_stay(corpus, tmp_
         train(corpus=corpus, output=model, recipe=recipe, device="cpu")
     with pytest.raises(UserError, match="give one of them"):
         train(corpus=corpus, output=model, recipe=recipe, device="cpu", resume=True, overwrite=True)
-    with pytest.raises(UserError, match="does not exist"):
-        train(corpus=tmp_path / "nowhere", output=model, recipe=recipe, device="cpu", overwrite=True)
-    assert (model / "model.json").exists()
+    for wrong, said in (
+        ({"corpus": tmp_path / "nowhere"}, "does not exist"), ({"vision_weights": "gone.pt"}, r"gone\.pt is no file"),
+        ({"recipe": write_recipe_file(tmp_path / "big", batch=100)}, "fewer than the batch"),
+        ({"text_weights": str(model / "text")}, "text tower.*lie in"),
+    ):
+        with pytest.raises(UserError, match=said):
+            train(**{"corpus": corpus, "output": model, "recipe": recipe, "device": "cpu", "overwrite": True, **wrong})
+        assert (model / "model.json").exists() and (model / WEIGHTS).exists()
     train(corpus=corpus, output=model, recipe=recipe, device="cpu", overwrite=True, seed=9)
     assert load_model(model).record.training.seed == 9 and (model / "notes.txt").read_text() == "mine"
 
@@ -171,6 +196,23 @@ def test_resuming_needs_the_same_corpus_seed_and_recipe_and_may_go_on_for_longer
     train(corpus=corpus, output=model, device="cpu", resume=True, epochs=2)
     facts = load_model(model).record.training
     assert facts.steps == 8 and facts.seed == 4
+
+
+def test_a_model_from_elsewhere_is_not_overwritten_unasked(corpus, tmp_path):
+    (tmp_path / "open_clip_config.json").write_text("{}")
+    with pytest.raises(UserError, match=r"(?s)holds a finished model\.\nGive --overwrite"):
+        train(corpus=corpus, output=tmp_path, recipe="mini", device="cpu")
+
+
+@pytest.mark.parametrize("changes", ["captions.sources", "weights"])
+def test_a_recipe_that_names_a_source_the_corpus_lacks_is_refused(corpus, tmp_path, changes):
+    recipe = Path(write_recipe_file(tmp_path))
+    text = recipe.read_text()
+    recipe.write_text(text.replace("alpha = 1.0", "[data.weights]\nlarge = 1.0\nsmal = 2.0" if changes == "weights" else
+                                   'alpha = 1.0\n[data.captions.sources]\nsmal = "first"'))
+    with pytest.raises(UserError, match="smal: the corpus has no such source"):
+        train(corpus=corpus, output=tmp_path / "model", recipe=str(recipe), device="cpu")
+    assert not (tmp_path / "model" / "metrics.jsonl").exists()
 
 
 @pytest.mark.parametrize(("recipe", "said"), [

@@ -45,6 +45,12 @@ def test_an_encoder_that_gives_everything_one_embedding_finds_nothing():
     assert all(found.hits(direction, 5).sum() == 0 for direction in DIRECTIONS)
 
 
+def test_an_encoder_whose_numbers_are_none_finds_nothing():
+    broken = np.full((6, 2), np.nan)
+    found = rank_pairs(broken, broken, list("abcdef"))
+    assert found.image_to_text.tolist() == found.text_to_image.tolist() == [6] * 6
+
+
 @pytest.mark.parametrize("k", [1, 5, 10])
 def test_chance_is_what_random_embeddings_reach(k):
     found = [rank_pairs(*random_case(seed)) for seed in range(300)]

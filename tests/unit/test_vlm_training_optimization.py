@@ -48,6 +48,12 @@ def test_the_schedule_is_open_clips(steps, warmup):
         assert found == pytest.approx(optimizer.param_groups[0]["lr"], abs=1e-12)
 
 
+@pytest.mark.parametrize("warmup", [0.0, 0.4, 2.5, 7.01])
+def test_a_warm_up_of_a_broken_number_of_steps_never_passes_the_largest_rate(warmup):
+    rates = [rate_factor(step, 50, warmup) for step in range(50)]
+    assert max(rates) <= 1 and rates.index(max(rates)) <= warmup + 1
+
+
 def test_with_a_time_limit_the_rate_ends_when_steps_or_time_end():
     assert rate_factor(99, 100, 5.0, 0.0) < 0.001 < rate_factor(60, 100, 5.0, 0.0)
     assert rate_factor(3, 1000, 50.0, 1.0) == pytest.approx(0)
@@ -94,6 +100,8 @@ def test_every_parameter_has_its_rate_and_decay():
 def test_freezing_what_is_not_there_is_refused():
     with pytest.raises(UserError, match=r"text\.transformr.*logit_scale, text, visual"):
         freeze(SmallClip(), ["text.transformr", "visual"])
+    with pytest.raises(UserError, match="nothing of either tower is left to train"):
+        freeze(SmallClip(), ["text", "visual"])
 
 
 def test_the_logit_scale_stays_in_its_bounds():

@@ -57,6 +57,12 @@ def test_no_pair_comes_again_before_all_others_of_its_source_came(count):
         assert (visits[begin : begin + size] == number).all()
 
 
+def test_a_source_that_is_tiny_beside_its_share_takes_no_time():
+    order = epoch_order([2, 3000], np.array([60_000, 100]), seed=0, epoch=1, window=1000)  # each pair 30 000 times
+    assert np.bincount(order.pair[order.source == 0]).tolist() == [30_000, 30_000]
+    assert order.visit[order.source == 0].tolist() == np.repeat(np.arange(30_000, 60_000), 2).tolist()
+
+
 def test_by_size_an_epoch_is_every_pair_once_in_an_order_of_its_own():
     first, again, second, other = (epoch_order([30, 10], np.array([30, 10]), seed, epoch, 1000)
                                    for seed, epoch in ((5, 0), (5, 0), (5, 1), (6, 0)))

@@ -89,6 +89,7 @@ def test_all_unknown_keys_are_named_in_one_message(tmp_path):
     ("alpha = 0.5", "alpha = 0.5\ncaptions = {policy = 'first', report_p = 0.5}", "no policy is mixture"),
     ("alpha = 0.5", "alpha = 0.5\naugmentation = {crop_scale = [0.9, 0.5]}", "crop_scale"),
     ('name = "infonce"', 'name = "triplet"', "loss.name"),
+    ("[data]", "[initial]\nkeep_temperature = true\n[data]", "keep_temperature needs vision weights"),
     ("times = 2", "times = 2\nevery_steps = 3", "either every_steps or times"),
 ])
 def test_impossible_choices_are_refused_with_what_was_expected(tmp_path, before, after, said):

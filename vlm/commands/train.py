@@ -1,7 +1,6 @@
 """`vlm train`: a CLIP from a corpus and a recipe."""
 
 import logging
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,7 +13,6 @@ from autoseg.errors import UserError
 from autoseg.output import write_json_object, write_stdout
 from autoseg.progress import readable_seconds
 from autoseg.recording import Recording, recorded
-from autoseg.records import storage_error
 
 if TYPE_CHECKING:
     from vlm.model.records import ModelRecord, Score
@@ -86,13 +84,14 @@ def train(  # noqa: PLR0913 (a command's options)
     minutes = max_minutes if max_minutes is not None or started is None else started.max_minutes
     with joined_processes(device) as (processes, place), _recorded(output, seed, processes.is_first) as recording:
         recording.device = str(place)
-        index = read_index(corpus, keep_in=output / FOLDER if processes.is_first else None)
+        if not processes.is_first:  # the others find the index that the first one has kept
+            processes.wait()
+        index = read_index(corpus, keep_in=output / FOLDER)
+        if processes.is_first:
+            processes.wait()
         session = Session(
             recipe=chosen, recipe_name=name, corpus=index, folder=output, seed=seed, device=place, max_minutes=minutes,
             processes=processes)
-        if overwrite and processes.is_first:
-            _clear(output)
-        processes.wait()
         recording.inputs |= {"corpus": str(corpus.resolve()), "corpus_recipe": session.corpus.recipe, "recipe": name,
                              "recipe_hash": chosen.hash}
         with stop_on_signals() as stop:
@@ -118,13 +117,14 @@ def _recorded(folder: Path, seed: int | None, is_first: bool) -> Iterator[Record
 def _refuse_what_exists(folder: Path, resume: bool, overwrite: bool) -> None:
     if resume and overwrite:
         raise UserError("--resume continues a training, --overwrite deletes it: give one of them.")
-    finished, started = (folder / "model.json").exists(), (folder / "resume" / "resume.json").exists()
+    names = ("model.json", "open_clip_config.json")
+    finished, started = any((folder / name).exists() for name in names), (folder / "resume" / "resume.json").exists()
     if resume and not started:
         raise UserError(f"--resume: {folder} holds no training to continue.\nRun without --resume to start one.")
     if (finished or started) and not (resume or overwrite):
         what = "a finished model" if finished else "a training that was interrupted"
-        raise UserError(f"{folder} holds {what}.\nGive --resume to continue it, --overwrite to train anew, or another "
-                        "folder.")
+        go_on = "--resume to continue it, " if started else ""
+        raise UserError(f"{folder} holds {what}.\nGive {go_on}--overwrite to train anew, or another folder.")
 
 
 def _recipe(name: str | None, started: "Started | None") -> "tuple[Recipe, str]":
@@ -148,20 +148,6 @@ def _adapted(recipe: "Recipe", epochs: int | None, vision: str | None, text: str
     return recipe.model_copy(update={"optimization": optimization, "initial": recipe.initial.model_copy(update=given)})
 
 
-def _clear(folder: Path) -> None:
-    """Delete what a training writes, and nothing else that lies there."""
-    from vlm.training.run import WRITTEN
-
-    try:
-        for path in (path for pattern in WRITTEN for path in folder.glob(pattern)):
-            if path.is_dir():
-                shutil.rmtree(path)
-            else:
-                path.unlink(missing_ok=True)
-    except OSError as error:
-        raise storage_error(error, folder) from error
-
-
 def _report(session: "Session", record: "ModelRecord", recording: Recording, json: bool) -> None:
     facts = record.training
     assert facts is not None and facts.better_than_start is not None
@@ -176,10 +162,12 @@ def _report(session: "Session", record: "ModelRecord", recording: Recording, jso
     lines = [f"{'on the val split':22}{'start':>8}{'now':>8}  {'95 % interval':16}{'chance':>8}"]
     lines += [_line(name, facts.start_scores[name], facts.scores[name]) for name in SHOWN]
     verdict = "better than" if gain.low is not None and gain.low > 0 else "not shown to be better than"
+    within = "no interval of one patient" if gain.low is None else f"{gain.low:+.3f} to {gain.high:+.3f}"
+    if cut := int(facts.settings.get("truncated_captions") or 0):
+        lines += ["", f"{cut:,} captions were longer than {record.context_length} tokens, the context, and were cut."]
     write_stdout("\n".join([
         *lines, "",
-        f"R@5, mean of both directions: {gain.value:+.3f} ({gain.low:+.3f} to {gain.high:+.3f}) against its initial "
-        f"weights: {verdict} them.",
+        f"R@5, mean of both directions: {gain.value:+.3f} ({within}) against its initial weights: {verdict} them.",
         f"{record.name}: {facts.steps} steps, {facts.samples:,} pairs in {readable_seconds(facts.seconds)}. Written: "
         f"{session.folder}",
         f"Next: vlm evaluate --model {session.folder} -o REPORT"]))

@@ -1,11 +1,10 @@
-"""Pictures to tensors: for evaluation as open_clip does it, for training from a crop that a given generator draws."""
+"""What a picture goes through: for evaluation open_clip's own transform, for training a crop that a generator draws."""
 
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
@@ -19,7 +18,6 @@ CROP_TRIES = 10
 RESAMPLING = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
 
 ImageTransform = Callable[[Image.Image], Float[Tensor, "3 y x"]]
-TrainingTransform = Callable[[Image.Image, np.random.Generator], Float[Tensor, "3 y x"]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,20 +46,6 @@ def evaluation_transform(size: int, preprocess: PreprocessConfig) -> ImageTransf
     return apply
 
 
-def training_transform(
-    record: ModelRecord, crop: CropSettings | None = None
-) -> TrainingTransform:
-    """As `image_transform`, but of a crop that the generator draws (two to twenty numbers), which fills the square."""
-    settings = crop or CropSettings()
-    side, resampling = record.image_size, RESAMPLING[record.preprocess.interpolation]
-
-    def apply(image: Image.Image, rng: np.random.Generator) -> Float[Tensor, "3 y x"]:
-        box = draw_crop(image.width, image.height, settings, rng)
-        return to_tensor(image.convert("RGB").resize((side, side), resampling, box=box), record.preprocess)
-
-    return apply
-
-
 def draw_crop(
     width: int, height: int, settings: CropSettings, rng: np.random.Generator
 ) -> tuple[int, int, int, int]:
@@ -78,10 +62,3 @@ def draw_crop(
     wide, tall = min(width, round(height * ratio)), min(height, round(width / ratio))
     left, top = (width - wide) // 2, (height - tall) // 2
     return left, top, left + wide, top + tall
-
-
-def to_tensor(image: Image.Image, preprocess: PreprocessConfig) -> Float[Tensor, "3 y x"]:
-    """An RGB picture as numbers with the mean and spread that the vision tower expects."""
-    pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)
-    mean, std = (torch.tensor(value)[:, None, None] for value in (preprocess.mean, preprocess.std))
-    return ((pixels / 255) - mean) / std

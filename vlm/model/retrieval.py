@@ -55,7 +55,7 @@ def rank_pairs(
     """Ranks of the right answers by cosine similarity.
 
     A wrong answer that is as similar as the right one counts as if it came before it: an encoder that gives every
-    image the same embedding finds nothing.
+    image the same embedding finds nothing. So does one that gives numbers that are none.
 
     Parameters
     ----------
@@ -70,13 +70,13 @@ def rank_pairs(
         similar = distinct[rows] @ images.T
         right = number[None, :] == np.arange(len(first))[rows, None]
         best = np.where(right, similar, -np.inf).max(1)
-        best_image[rows] = 1 + ((similar >= best[:, None]) & ~right).sum(1)
+        best_image[rows] = 1 + (~(similar < best[:, None]) & ~right).sum(1)
     to_image[:] = best_image[number]
     for begin in range(0, len(captions), ROWS_AT_ONCE):
         rows = slice(begin, begin + ROWS_AT_ONCE)
         similar = images[rows] @ distinct.T
         own = np.take_along_axis(similar, number[rows, None], 1)
-        to_text[rows] = (similar >= own).sum(1)  # counts the right one itself
+        to_text[rows] = (~(similar < own)).sum(1)  # counts the right one itself
     return Ranks(to_text, to_image, np.bincount(number, minlength=len(first))[number].astype(np.int64), len(first))
 
 

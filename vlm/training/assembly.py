@@ -11,7 +11,6 @@ import torch
 from torch import nn
 
 from autoseg.data.parallel import default_workers
-from autoseg.errors import UserError
 from autoseg.networks.memory import keep_freed_memory
 from vlm.model.architectures import read_model_config
 from vlm.model.clip import ClipModel, new_model
@@ -24,7 +23,6 @@ from vlm.training.loss import LOSSES
 from vlm.training.optimization import freeze, make_optimizer
 from vlm.training.resume import FOLDER, Learning, load_state
 from vlm.training.session import Facts, Session
-from vlm.training.settings import GIVEN
 from vlm.training.streaming import BatchPlan, open_batches
 from vlm.training.validation import Validation, ValidationSet, read_validation_set, validate
 
@@ -125,13 +123,6 @@ def _batch_plan(parts: Parts, chunk_size: int) -> BatchPlan:
 
 def _new_model(session: Session) -> tuple[ClipModel, InitialWeights]:
     initial = session.recipe.initial
-    for tower, source in (("vision", initial.vision), ("text", initial.text)):
-        if source == GIVEN:
-            raise UserError(
-                f"The recipe {session.recipe_name} begins with a {tower} tower that was trained before"
-                f"{f' ({initial.vision_note})' if tower == 'vision' and initial.vision_note else ''}, which does not "
-                f"come with this package.\nGive its file with --{tower}-weights FILE, or begin by chance with "
-                f"--{tower}-weights random.")
     config = read_model_config(session.recipe.model.config)
     if session.recipe.loss.name == "siglip" and config.init_logit_bias is None:
         config = config.model_copy(update={"init_logit_scale": SIGLIP_SCALE, "init_logit_bias": SIGLIP_BIAS})

@@ -72,9 +72,11 @@ class LoopState:
 
 @dataclass
 class _Clock:
-    """busy : seconds since the last report but for validations and saving. waited : of these, for batches."""
+    """steps : since the last report, or since this session began. busy : their seconds. waited : of these, for batches.
+    """
 
     start: float
+    steps: int = 0
     busy: float = 0.0
     waited: float = 0.0
 
@@ -116,10 +118,10 @@ def run_training(
     images = (job.steps - state.step) * job.choice.batch_size
     with progress("train", images, "images", left) if job.processes.is_first else _Silent() as bar:
         while not is_finished(job, state):
-            _advance(job, state, clock)
+            cut = _advance(job, state, clock)
+            stopped = _agree(job, state, clock, stop(state.step), cut)
             if len(state.losses) == REPORT_STEPS:
                 on_line(_report(job, state, clock))
-            stopped = _agree(job, state, clock, stop)
             if _validation_is_due(job, state):
                 on_line(StepMetrics(state.step, state.step / job.steps_per_epoch, round(state.seconds, 2),
                                     validation=validate()))
@@ -159,7 +161,8 @@ class _Silent:
         return None
 
 
-def _advance(job: TrainingJob, state: LoopState, clock: _Clock) -> None:
+def _advance(job: TrainingJob, state: LoopState, clock: _Clock) -> int:
+    """One step; returns how many of this process's captions lost their end."""
     begin = time.perf_counter()
     batch = job.batches.next_batch()
     clock.waited += time.perf_counter() - begin
@@ -170,18 +173,19 @@ def _advance(job: TrainingJob, state: LoopState, clock: _Clock) -> None:
     if not np.isfinite(loss):
         raise _diverged(job, state, batch, step_loss)
     state.losses.append(loss)
-    state.truncated += batch.texts.truncated
     state.step += 1
+    clock.steps += 1
     clock.busy += time.perf_counter() - begin
+    return batch.texts.truncated
 
 
-def _agree(job: TrainingJob, state: LoopState, clock: _Clock, stop: Callable[[int], bool]) -> bool:
-    """Set the seconds so far and say whether to stop: as the first process has it, for all."""
-    told = torch.tensor([time.perf_counter() - clock.start, float(stop(state.step))], dtype=torch.float64)
-    if job.processes.world > 1:
-        told = job.processes.of_first(told.to(job.device)).cpu()
-    state.seconds = float(told[0])
-    return bool(told[1])
+def _agree(job: TrainingJob, state: LoopState, clock: _Clock, stop: bool, cut: int) -> bool:
+    """Say whether to stop and set the seconds so far, for all as the first process has it; count captions of all."""
+    mine = torch.tensor([[time.perf_counter() - clock.start, stop, cut]], dtype=torch.float64)
+    told = job.processes.gather(mine.to(job.device)).cpu() if job.processes.world > 1 else mine
+    state.seconds = float(told[0, 0])
+    state.truncated += int(told[:, 2].sum())
+    return bool(told[0, 1])
 
 
 def _validation_is_due(job: TrainingJob, state: LoopState) -> bool:
@@ -202,10 +206,10 @@ def _report(job: TrainingJob, state: LoopState, clock: _Clock) -> StepMetrics:
         step=state.step, epoch=state.step / job.steps_per_epoch, seconds=round(time.perf_counter() - clock.start, 2),
         loss=sum(state.losses) / len(state.losses), learning_rate=highest * rates[0],
         logit_scale=network.logit_scale.detach().exp().item(),  # type: ignore[operator]
-        images_per_second=round(len(state.losses) * job.choice.batch_size / max(clock.busy, 1e-9), 2),
+        images_per_second=round(clock.steps * job.choice.batch_size / max(clock.busy, 1e-9), 2),
         data_wait=round(clock.waited / max(clock.busy, 1e-9), 4), truncated=state.truncated,
     )
-    state.losses, clock.busy, clock.waited = [], 0.0, 0.0
+    state.losses, clock.steps, clock.busy, clock.waited = [], 0, 0.0, 0.0
     return line
 
 

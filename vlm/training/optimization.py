@@ -35,7 +35,7 @@ def is_decayed(name: str, parameter: Tensor) -> bool:
 
 
 def freeze(network: nn.Module, prefixes: Sequence[str]) -> None:
-    """Keep the tensors whose names begin like this as they are; UserError where no tensor does."""
+    """Keep the tensors whose names begin like this as they are; UserError where no tensor does, or no tower learns."""
     names = [name for name, _ in network.named_parameters()]
     if unknown := [prefix for prefix in prefixes if not any(name.startswith(prefix) for name in names)]:
         first = sorted({name.split(".")[0] for name in names})
@@ -44,6 +44,9 @@ def freeze(network: nn.Module, prefixes: Sequence[str]) -> None:
     for name, parameter in network.named_parameters():
         if any(name.startswith(prefix) for prefix in prefixes):
             parameter.requires_grad_(False)
+    if not any(parameter.requires_grad and "." in name for name, parameter in network.named_parameters()):
+        raise UserError(f"The recipe freezes {', '.join(prefixes)}: nothing of either tower is left to train.\n"
+                        "Correct optimization.frozen in the recipe file.")
 
 
 def make_optimizer(network: nn.Module, choice: Optimization, initial: InitialWeights) -> torch.optim.AdamW:
@@ -73,12 +76,13 @@ def base_rates(choice: Optimization) -> Mapping[Kind, float]:
 def rate_factor(step: int, steps: int, warmup_steps: float, seconds_share: float | None = None) -> float:
     """The learning rate of a step (from 0), as a share of the largest: a linear rise, then half a cosine to zero.
 
-    Without a time limit this is open_clip's `cosine_lr`. With one, `seconds_share` says how much of the time is gone,
-    and of steps and time the one that is further counts: the rate reaches zero when either ends.
+    Without a time limit this is open_clip's `cosine_lr`; the warm-up need not be a whole number of steps. With one,
+    `seconds_share` says how much of the time is gone, and of steps and time the one that is further counts: the rate
+    reaches zero when either ends.
     """
     if seconds_share is None:
         if step < warmup_steps:
-            return (step + 1) / warmup_steps
+            return min(1.0, (step + 1) / warmup_steps)
         return (1 + math.cos(math.pi * (step - warmup_steps) / (steps - warmup_steps))) / 2
     warmup = min(warmup_steps / steps, TIMED_WARMUP_SHARE)
     reached = max(step / steps, min(seconds_share, 1.0))

@@ -8,7 +8,7 @@ from typing import TypeVar
 
 import torch
 import torch.distributed as dist
-from jaxtyping import Float, Int64, Shaped
+from jaxtyping import Shaped
 from torch import Tensor
 
 from autoseg.errors import UserError
@@ -52,12 +52,6 @@ class Processes:
         if self.world > 1:
             dist.broadcast_object_list(told, 0)
         return told[0]
-
-    def of_first(self, numbers: Float[Tensor, " n"] | Int64[Tensor, " n"]) -> Tensor:
-        """The first process's numbers, in every process: its clock and its signals count for all."""
-        if self.world > 1:
-            dist.broadcast(numbers, 0)
-        return numbers
 
     def wait(self) -> None:
         """Until all processes are here."""

@@ -1,13 +1,17 @@
 """A session from its first step, or from where it was stopped, to a model folder."""
 
 import logging
+import shutil
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 
+from autoseg.errors import UserError
 from autoseg.progress import readable_seconds
+from autoseg.records import storage_error
 from vlm.model.clip import CONFIG_NAME, RECORD_NAME, TEXT_NAME, WEIGHTS_NAME, save_model
 from vlm.model.records import ModelRecord, TrainingFacts
 from vlm.model.retrieval import DIRECTIONS, Ranks
@@ -32,18 +36,22 @@ def train_session(session: Session, resume: bool, stop: Callable[[int], bool]) -
     """Train to the schedule's end and write the model; None when `stop` ended it early (its state is written).
 
     The folder then holds the model, recipe.toml, metrics.jsonl, progress.png and the state in `resume`. Of several
-    processes the first one writes. `stop` is asked after every step with the number of steps done.
+    processes the first one writes. `stop` is asked after every step with the number of steps done. What an earlier
+    training left in the folder is deleted, unless it is resumed, once model and validation pairs are there.
 
     Raises
     ------
-    UserError : weights or shards that are missing or damaged; resuming with another corpus, seed or recipe; a loss that
-        is not a number; a full disk.
+    UserError : weights or shards that are missing or damaged; a recipe that does not fit the corpus; resuming with
+        another corpus, seed or recipe; a loss or weights that are no numbers; a full disk.
     """
+    session.check()
     facts = matching_facts(session) if resume else None
     parts = build_parts(session, facts)
     start = parts.validation() if facts is None else _start_of(facts)
     state = LoopState() if facts is None else LoopState(**facts["state"])
     is_first = session.processes.is_first
+    if is_first and facts is None:
+        clear(session.folder)
     journal = Journal(session.folder, state.step, chances_of(start)) if is_first else None
     on_line = _ignore if journal is None else journal.add
     if facts is None:
@@ -67,6 +75,18 @@ def train_session(session: Session, resume: bool, stop: Callable[[int], bool]) -
     return record
 
 
+def clear(folder: Path) -> None:
+    """Delete what a training writes, and nothing else that lies there."""
+    try:
+        for path in (path for pattern in WRITTEN for path in folder.glob(pattern)):
+            if path.is_dir():
+                shutil.rmtree(path)
+            else:
+                path.unlink(missing_ok=True)
+    except OSError as error:
+        raise storage_error(error, folder) from error
+
+
 def chances_of(validation: Validation) -> dict[str, float]:
     """What guessing gives, for each recall."""
     return {f"{direction}_r{k}": validation.ranks.chance(direction, k) for direction in DIRECTIONS for k in RECALLS}
@@ -74,6 +94,11 @@ def chances_of(validation: Validation) -> dict[str, float]:
 
 def _save(parts: Parts, start: Validation, state: LoopState) -> None:
     session, ranks = parts.session, start.ranks
+    # The loss of a step is that of the weights before it: such weights would only be noticed in the next one.
+    if not all(parameter.isfinite().all() for parameter in parts.learning.network.parameters()):
+        raise UserError(f"The weights are no finite numbers after step {state.step}; they were not saved.\nLower the "
+                        "learning rate, set gradient_clip, or train in float32 (a recipe file, --recipe FILE). "
+                        "--resume goes on from the last state that was saved.")
     if session.processes.is_first:
         begun = {"losses": start.losses, "image_to_text": ranks.image_to_text.tolist(),
                  "text_to_image": ranks.text_to_image.tolist(), "twins": ranks.twins.tolist(),

@@ -73,13 +73,11 @@ def epoch_order(
     pair, visit = np.empty_like(source), np.empty_like(source)
     for number, (size, count) in enumerate(zip(sizes, counts.tolist(), strict=True)):
         here = source == number
-        place = epoch * count + np.arange(count)
-        rounds = place // size
-        pair[here] = np.concatenate([
-            shuffled(size, window, np.random.default_rng([seed, _ORDER, number, int(one)]))[place[rounds == one] % size]
-            for one in np.unique(rounds)
-        ]) if count else 0
-        visit[here] = rounds
+        begin, end = epoch * count, (epoch + 1) * count
+        rounds = range(begin // size, -(-end // size)) if count else ()
+        orders = [shuffled(size, window, np.random.default_rng([seed, _ORDER, number, one])) for one in rounds]
+        pair[here] = np.concatenate([*orders, np.empty(0, np.int64)])[begin % size :][:count]
+        visit[here] = np.arange(begin, end) // size
     return EpochOrder(source, pair, visit)
 
 

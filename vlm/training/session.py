@@ -6,12 +6,12 @@ from typing import Any
 
 import torch
 
-from autoseg.errors import UserError
+from autoseg.errors import UserError, all_of
 from autoseg.records import parse_record
 from vlm.training.processes import Processes
 from vlm.training.resume import FOLDER, read_facts
-from vlm.training.sampling import steps_per_epoch
-from vlm.training.settings import Recipe
+from vlm.training.sampling import source_probabilities, steps_per_epoch
+from vlm.training.settings import GIVEN, Recipe
 from vlm.training.shards import CorpusIndex
 
 Facts = dict[str, Any]
@@ -59,6 +59,31 @@ class Session:
                             f"(batches of {self.batch_size}).\nGive a larger corpus, more epochs (--epochs), or a "
                             "recipe file with fewer warmup_steps or a smaller batch_size.")
         return steps
+
+    def check(self) -> None:
+        """UserError where recipe, corpus, folder and processes do not fit together; no pair is read."""
+        initial = self.recipe.initial
+        self._check_weights("vision", initial.vision, f" ({initial.vision_note})" if initial.vision_note else "")
+        self._check_weights("text", initial.text, "")
+        _ = self.local_batch_size, self.steps_per_epoch, self.steps
+        data = self.recipe.data
+        sizes = {part.source: len(part) for part in self.corpus.of("train")}
+        source_probabilities(sizes, data.alpha, data.weights)
+        if unknown := [name for name in data.captions.sources if name not in sizes]:
+            raise all_of([f"{name}: the corpus has no such source" for name in unknown],
+                         "The recipe's caption policies do not fit the corpus:",
+                         f"Its sources are {', '.join(sizes)}; correct data.captions.sources in the recipe file.")
+
+    def _check_weights(self, tower: str, source: str, note: str) -> None:
+        if source == GIVEN:
+            raise UserError(
+                f"The recipe {self.recipe_name} begins with a {tower} tower that was trained before{note}, which does "
+                f"not come with this package.\nGive its file with --{tower}-weights FILE, or begin by chance with "
+                f"--{tower}-weights random.")
+        path = Path(source)
+        if source != "random" and path.exists() and path.resolve().is_relative_to(self.folder.resolve()):
+            raise UserError(f"The first weights of the {tower} tower, {source}, lie in {self.folder}, where this "
+                            "training writes its own.\nGive another folder (-o).")
 
     def facts(self) -> Facts:
         """What a resumable state records of this session."""

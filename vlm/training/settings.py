@@ -41,6 +41,12 @@ class InitialChoice(Record):
     vision_note: str = ""
     keep_temperature: bool = False
 
+    @model_validator(mode="after")
+    def _is_possible(self) -> "InitialChoice":
+        if self.keep_temperature and self.vision == "random":
+            raise ValueError("keep_temperature needs vision weights to take it from")
+        return self
+
 
 class Rates(Record):
     """Largest learning rates: of loaded tensors of either tower, and of everything that starts by chance."""

@@ -73,7 +73,7 @@ class Validation:
     def gain_over(self, start: "Validation", patients: Int64[np.ndarray, " pair"]) -> Score:
         """By how much the mean R@5 is above that of another model on the same pairs, with a paired interval."""
         gain = self.ranks.mean_hits(MAIN_RECALL) - start.ranks.mean_hits(MAIN_RECALL)
-        low, high = bootstrap_interval(gain, patients)
+        low, high = _interval(gain, patients)
         return Score(value=float(gain.mean()), low=low, high=high, chance=0.0,
                      measure=f"gain in validation R@{MAIN_RECALL} (mean of both directions) over the initial weights")
 
@@ -117,16 +117,16 @@ def validate(
     if bias is not None:
         names.append("siglip")
     width = min(GROUP_PAIRS, len(images))
-    starts = range(0, len(images) - width + 1, width)
-    losses: dict[str, float] = {
-        name: float(np.mean([
-            float(LOSSES[name](
-                Embedded(images[start : start + width], texts[start : start + width], scale,
-                         None if bias is None else torch.tensor(bias)),
-                Keys(*(key[start : start + width] for key in data.keys))))
-            for start in starts]))
-        for name in names
-    }
+    groups = [slice(start, start + width) for start in range(0, len(images) - width + 1, width)]
+    with torch.autocast("cpu", enabled=False):  # the caller's is for the towers: losses are float32
+        losses: dict[str, float] = {
+            name: float(np.mean([
+                float(LOSSES[name](
+                    Embedded(images[rows], texts[rows], scale, None if bias is None else torch.tensor(bias)),
+                    Keys(*(key[rows] for key in data.keys))))
+                for rows in groups]))
+            for name in names
+        }
     return Validation(losses, rank_pairs(images.numpy(), texts.numpy(), data.captions))
 
 
@@ -157,5 +157,12 @@ def _interleaved(rows: Tensor, count: int, processes: Processes, device: torch.d
 def _score(
     hits: Float64[np.ndarray, " pair"], patients: Int64[np.ndarray, " pair"], chance: float, measure: str
 ) -> Score:
-    low, high = bootstrap_interval(hits, patients)
+    low, high = _interval(hits, patients)
     return Score(value=float(hits.mean()), low=low, high=high, chance=chance, measure=measure)
+
+
+def _interval(
+    values: Float64[np.ndarray, " pair"], patients: Int64[np.ndarray, " pair"]
+) -> tuple[float, float] | tuple[None, None]:
+    """Over patients; none where there is only one, from whom nothing can be said about others."""
+    return bootstrap_interval(values, patients) if patients.max() > patients.min() else (None, None)
