@@ -33,8 +33,10 @@ microscope, causes or symptoms. Left and right are the patient's.
    `liver` a tumor is a liver tumor. A name that says nothing (`label_1`, `structure`) or is unknown is an error,
    with the nearest names.
 3. **Sentences.** `autoseg/guidance/prompts.py` fills a handful of templates: the bare name; place and name; place,
-   shape and name; region, name and neighbors; what an image shows. Given a modality, one of them tells how the
-   structure looks there; without one, no device is preferred.
+   shape and name; region, name and neighbors; what an image shows, for every device on which the structure is seen.
+   So they are not tied to the device of the training images, and hold on another one. Given a modality
+   (`vlm encode-labels --modality CT`), only that one is named, and a further sentence tells how the structure looks
+   there.
 """
 
 FIELDS = """## An entry
@@ -78,8 +80,9 @@ def example() -> str:
     labels = ", ".join(f"`{name}`" for name in LABELS)
     parts = [f"For example, of the CT dataset `Dataset042_Liver` with the labels {labels}:\n"]
     for label, entry in found.items():
-        parts += [f"`{label}` is **{entry.canonical}**", "", *(f"- {text}" for text in sentences(entry, "CT")), ""]
-    return "\n".join(parts)
+        parts += [f"`{label}` is **{entry.canonical}**", "", *(f"- {text}" for text in sentences(entry)), ""]
+    return "\n".join([*parts, "With `--modality CT` the last sentence of `kidney_left` is:\n",
+                      f"- {sentences(found['kidney_left'], 'CT')[-1]}", ""])
 
 
 def table() -> str:

@@ -27,6 +27,7 @@ class FakeEmbedder:
     def __init__(self, vectors, sentences, identity="f" * 64, name="fake"):
         self.vectors, self.sentences = vectors, sentences
         self.identity, self.name, self.record, self.embedded = identity, name, None, 0
+        self.architecture = "01234567"
 
     def transform(self, image):
         red, green, _ = np.asarray(image.convert("RGB"), float).mean((0, 1))
@@ -101,11 +102,11 @@ def _paths_and_labels(folder, index, labels):
 def _medimeta(folder, task, extra):
     """`annotations.csv` as MedIMeta writes it: filepath, split, tasks, then what the original said."""
     def write(root, items):
-        rows = [["images/900000.tiff", "train", 0, "x/volume-1.nii", *["7"] * len(extra)]]
+        rows = [["images/900000.tiff", "val", 0, "x/volume-1.nii", *["7"] * len(extra)]]
         for kind, number in items:
-            picture(root / f"medimeta/{folder}/images/{number:06d}.tiff", number)
-            rows.append([f"images/{number:06d}.tiff", "test", kind, f"x/volume-{number // 3}.nii",
-                         *[str(number // 3)] * len(extra)])
+            for split, name, group in (("test", f"{number:06d}", number // 3), ("train", f"8{number:05d}", 800)):
+                picture(root / f"medimeta/{folder}/images/{name}.tiff", number)
+                rows.append([f"images/{name}.tiff", split, kind, f"x/volume-{group}.nii", *[str(group)] * len(extra)])
         table(root / f"medimeta/{folder}/annotations.csv",
               ["filepath", "split", f"tasks/{task}", "original_filepath", *extra], rows)
     return write

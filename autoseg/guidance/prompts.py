@@ -5,25 +5,24 @@ from collections.abc import Sequence
 from autoseg.errors import UserError, all_of
 from autoseg.guidance.label_names import is_background
 from autoseg.guidance.lexicon import Lexicon
-from autoseg.guidance.modalities import IMAGES, as_modality
+from autoseg.guidance.modalities import IMAGES, MODALITIES, as_modality
 from autoseg.guidance.records import Entry, Modality
 
 NEIGHBORS_NAMED = 3
-EVERYWHERE: tuple[Modality, ...] = ("CT", "MR")
-"""Without a modality, sentences name all of these in which a structure is seen, not only that of the training images:
-what they say is then not tied to one scanner."""
+USUAL: Sequence[Modality] = ("CT", "MR")
+"""Devices of a structure whose entry (a user's own) does not say on which it is seen."""
 
 CONTEXT: dict[Modality | None, tuple[str, ...]] = {"fundus": ("retinal", "optic"), "OCT": ("retinal", "optic")}
 """Words that a kind of device adds to the context of a label: a "hemorrhage" in a fundus photograph is retinal."""
 
 
 def sentences(entry: Entry, modality: str | None = None) -> tuple[str, ...]:
-    """Five or six different sentences about a structure; equal arguments give equal sentences.
+    """Five or more different sentences about a structure; equal arguments give equal sentences.
 
     Each names the structure with its side; place and side stand before shape and looks.
 
     modality : kind of device ("CT", "MRI", …). With it, the sentences also say how the structure looks there; without
-        it, they hold for every device.
+        it, they name every device that shows the structure, so that they are not tied to the one of some images.
 
     Raises
     ------
@@ -52,18 +51,21 @@ def sentences_of_lexicon(lexicon: Lexicon, modality: str | None = None) -> dict[
 
 
 def sentences_of_labels(
-    labels: Sequence[str], lexicon: Lexicon, modality: str | None = None, dataset: str | None = None
+    labels: Sequence[str], lexicon: Lexicon, modality: str | None = None, dataset: str | None = None,
+    images: str | None = None,
 ) -> dict[str, tuple[str, ...]]:
     """Label → sentences, in the order of the labels, without the background.
 
-    dataset : its name; with the other labels it tells what a label such as "tumor" means.
+    modality : what the sentences name, as of `sentences`. dataset : its name; with the other labels it tells what a
+        label such as "tumor" means. images : the kind of device of the dataset's images, which only helps to
+        understand labels; by default `modality`.
 
     Raises
     ------
     UserError : lists every label that is unknown (with the nearest entries), says nothing, or means what another
         label means.
     """
-    found = entries_of_labels(labels, lexicon, modality, dataset)
+    found = entries_of_labels(labels, lexicon, images or modality, dataset)
     return {label: sentences(entry, modality) for label, entry in found.items()}
 
 
@@ -96,10 +98,10 @@ def entries_of_labels(
 
 
 def _images(entry: Entry, modality: Modality | None) -> list[str]:
-    """What images show: of one modality where the structure lies in them and how it looks, else of several devices."""
+    """What images show: of one modality where the structure lies in them and how it looks, else of every device."""
     name, place = f"the {entry.canonical}", entry.location
     if modality is None:
-        seen = [one for one in EVERYWHERE if one in entry.appearance] or list(entry.appearance)[:2] or list(EVERYWHERE)
+        seen = [one for one in MODALITIES if one in entry.appearance] or USUAL
         return [f"{IMAGES[one]} that shows {name} in the {entry.region}" for one in seen]
     looks = f", {entry.appearance[modality]}" if modality in entry.appearance else ""
     image = IMAGES[modality]

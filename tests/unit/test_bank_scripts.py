@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from autoseg.guidance.text_bank import read_bank, write_bank
-from vlm.export.banks import control_bank
+from autoseg.guidance.lexicon import load_lexicon
+from autoseg.guidance.text_bank import make_bank, read_bank, write_bank
+from vlm.export.banks import control_bank, prompts_of_lexicon
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks"))
 
@@ -37,25 +38,27 @@ def test_the_picture_has_a_column_for_each_bank(banks, tmp_path):
         assert two.width > 1.4 * one.width and two.height == one.height
 
 
-def test_the_largest_set_of_names_that_fits_is_written(tmp_path, monkeypatch, capsys):
+def test_a_shipped_bank_holds_the_whole_lexicon_or_is_not_written(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(make_text_banks, "FOLDER", tmp_path)
-    made = []
-
-    def make(prompts):
-        made.append(len(prompts))
-        return control_bank(tuple(prompts), "random", 8, 0, "float16")
-
-    make_text_banks.write_fitting("whole", make)
-    assert len(made) == 1 and len(read_bank(tmp_path / "whole").names) == made[0]
-    scratch = tmp_path / "scratch"
-    write_bank(control_bank(read_bank(tmp_path / "whole").names, "random", 8, 0, "float16"), scratch)
-    size = sum(file.stat().st_size for file in scratch.iterdir())
-    monkeypatch.setattr(make_text_banks, "LARGEST_BYTES", size - 1)
-    make_text_banks.write_fitting("smaller", make)
-    smaller = read_bank(tmp_path / "smaller")
-    assert len(smaller.names) == made[-1] < made[0]
-    assert "kidney" not in smaller.names and {"left kidney", "right kidney", "liver"} <= set(smaller.names)
+    monkeypatch.setattr(sys, "argv", ["make_text_banks.py", "--only", "lexicon-random", "lexicon-orthonormal"])
+    make_text_banks.main()
+    shown = capsys.readouterr().out
+    for name in ("lexicon-random", "lexicon-orthonormal"):
+        bank = read_bank(tmp_path / name)
+        assert bank.names == tuple(prompts_of_lexicon(load_lexicon())) and bank.record.precision == "float16"
+        assert f"{name}: {len(bank.names)} names" in shown
+        assert sum(file.stat().st_size for file in (tmp_path / name).iterdir()) <= 1_000_000
+        left, right, both = bank.vectors_of(["LK", "kidney_right", "kidney"], load_lexicon())
+        np.testing.assert_allclose(both, (left + right) / np.linalg.norm(left + right), atol=1e-4)
     monkeypatch.setattr(make_text_banks, "LARGEST_BYTES", 10)
-    with pytest.raises(SystemExit, match="even the smallest set"):
-        make_text_banks.write_fitting("none", make)
+    with pytest.raises(SystemExit, match="at most 10 are shipped"):
+        make_text_banks.write_small("none", lambda names: control_bank(tuple(names), "random", 8, 0, "float16"))
     assert not (tmp_path / "none").exists()
+
+
+def test_sentences_and_vectors_of_the_whole_lexicon_fit_one_megabyte(tmp_path):
+    """As of a tower of 384 dimensions; the sentences are real, the vectors by chance, which have the same size."""
+    prompts = prompts_of_lexicon(load_lexicon())
+    chance = control_bank(tuple(prompts), "random", 384, 0)
+    write_bank(make_bank(chance.vectors, prompts, chance.record.tower, "float16"), tmp_path / "bank")
+    assert sum(file.stat().st_size for file in (tmp_path / "bank").iterdir()) <= make_text_banks.LARGEST_BYTES - 10_000

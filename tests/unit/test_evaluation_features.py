@@ -6,6 +6,8 @@ import torch
 from corpus_folder import CorpusFolder, make_pair
 from evaluation_layouts import FakeEmbedder, picture
 from PIL import Image
+from safetensors import safe_open
+from safetensors.numpy import save_file
 
 from autoseg.errors import UserError
 from vlm.corpus.image_files import ImageFile
@@ -39,10 +41,12 @@ def test_a_second_run_embeds_nothing(files, tmp_path):
     assert (again.vectors == kept.vectors).all() and again.identity == kept.identity
 
 
-@pytest.mark.parametrize("change", ["image", "model", "resizing", "order"])
+@pytest.mark.parametrize("change", ["image", "model", "architecture", "resizing", "order"])
 def test_whatever_shapes_an_embedding_is_part_of_the_key(files, tmp_path, change):
     image_features(embedder_of(), "set", files, tmp_path / "cache")
     other = embedder_of(identity="e" * 64) if change == "model" else embedder_of()
+    if change == "architecture":  # the same weights, another activation in the config
+        other.architecture = "76543210"
     if change == "image":
         picture(files[0].root / "0.png", 9)
     if change == "resizing":
@@ -68,6 +72,24 @@ def test_a_damaged_cache_is_computed_again(files, tmp_path):
     assert embedder.embedded == 6
     image_features(embedder, "set", files, tmp_path / "cache")
     assert embedder.embedded == 6
+
+
+@pytest.mark.parametrize("edit", [
+    lambda kept, said: (kept | {"vectors": kept["vectors"][:2]}, said),
+    lambda kept, said: (kept | {"vectors": kept["vectors"] * np.nan}, said),
+    lambda kept, said: (kept | {"opened": kept["opened"] * 0}, said),
+    lambda kept, said: (kept, said | {"images": "f" * 64}),
+    lambda kept, said: (kept, {"images": said["images"]}),
+])
+def test_a_cache_that_was_edited_or_is_of_other_images_is_computed_again(files, tmp_path, edit):
+    expected = image_features(embedder_of(), "set", files, tmp_path / "cache")
+    path = next((tmp_path / "cache").iterdir())
+    with safe_open(path, "np") as stored:
+        kept, said = edit({name: stored.get_tensor(name) for name in stored.keys()}, stored.metadata())  # noqa: SIM118
+    save_file(kept, path, said)
+    embedder = embedder_of()
+    found = image_features(embedder, "set", files, tmp_path / "cache")
+    assert embedder.embedded == 6 and (found.vectors == expected.vectors).all()
 
 
 def test_images_that_cannot_be_used_are_told_and_left_out(files, tmp_path):

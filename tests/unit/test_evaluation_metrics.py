@@ -130,6 +130,15 @@ def test_the_interval_has_the_width_of_the_binomial():
     assert (score.value, score.low, score.high, score.chance) == (values.mean(), low, high, 0.5)
 
 
+def test_a_single_patient_gives_no_interval_and_neither_does_a_mean_with_it():
+    scores, targets = drawn(1, 2, 20)
+    alone = estimate_metrics(scores, targets, np.zeros(20, int), np.random.default_rng(0), 100)["accuracy"]
+    many = estimate_metrics(scores, targets, np.arange(20), np.random.default_rng(0), 100)["accuracy"]
+    assert score_of(alone).low is None and score_of(many).low is not None and alone.value == many.value
+    both = mean_estimate([alone, many])
+    assert both.value == alone.value and score_of(both).low is None
+
+
 def test_no_draws_give_no_interval():
     estimate = estimate_mean(np.ones(3), np.arange(3), np.random.default_rng(0), 0)
     assert score_of(estimate).low is None and estimate.value == 1.0

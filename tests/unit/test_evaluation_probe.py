@@ -61,6 +61,14 @@ def test_every_class_is_drawn_however_small_the_share():
     assert found[0].images == 3 and found[0].mean > 0.9
 
 
+def test_one_image_of_each_of_many_classes_is_no_reason_for_a_warning():
+    rng = np.random.default_rng(0)
+    targets = np.repeat(np.arange(24), 3)
+    inputs = np.eye(24)[targets] + 0.01 * rng.normal(size=(72, 24))
+    found = probe(ProbeData(inputs, targets, inputs, targets, np.arange(72)), rng, 20)  # warnings fail tests
+    assert found[0].images == 24 and found[-1].mean == 1.0
+
+
 def test_training_images_of_one_class_teach_nothing():
     data = data_of(5, 1.0)
     alone = np.zeros_like(data.train_targets)

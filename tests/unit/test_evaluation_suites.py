@@ -1,7 +1,5 @@
 """Suites on fixtures: each of the 21 published sets in its layout, and its metric as counted by hand."""
 
-import json
-
 import numpy as np
 import pytest
 from corpus_folder import CorpusFolder, make_pair
@@ -15,14 +13,15 @@ from evaluation_layouts import (
     table,
     write_set,
 )
+from own_suites import SHAPES, completed, own_plan
 
 from autoseg.errors import UserError
 from vlm.corpus.evaluation_sets import ImageListing
 from vlm.corpus.leaks import LeakReport, SetReport
-from vlm.evaluation.image_sets import read_image_set
+from vlm.corpus.stored_pairs import read_manifest
+from vlm.evaluation.corpus_sets import read_corpus_set
 from vlm.evaluation.leak_flags import leak_flags, plain
 from vlm.evaluation.suite_files import choose_sets, read_suite
-from vlm.evaluation.suite_records import GroupRule, Suite, SuiteSet
 from vlm.evaluation.suites import EvaluationOptions, evaluate_suite
 
 SUITE, PLANS = read_suite("unimed21")
@@ -150,40 +149,6 @@ def test_sets_that_are_absent_are_refused_together_unless_allowed(tmp_path):
         evaluate_suite(embedder, SUITE, plans, tmp_path / "nowhere", QUICK)
 
 
-def own_plan(**changes):
-    """A completed set of a user's own: shapes told apart by color."""
-    return SuiteSet(**{"name": "shapes", "modality": "CT", "classes": ("round", "square"), "folder": "shapes",
-                       "listing": ImageListing(glob=("*/*.png",)),
-                       "prompts": {"round": ("a round shape",), "square": ("a square shape",)}, **changes})
-
-
-def completed(tmp_path, *sets):
-    """(suite, plans) as from a user's file."""
-    suite = Suite(name="own", sets=sets)
-    content = json.loads(suite.model_dump_json(exclude_none=True, exclude_defaults=True))
-    path = tmp_path / "own.toml"
-    path.write_text("\n".join(_toml(content)), encoding="utf-8")
-    return read_suite(str(path))
-
-
-def _toml(content):
-    yield f'name = "{content["name"]}"'
-    for one in content["sets"]:
-        yield "[[sets]]"
-        for key, value in one.items():
-            yield f"{key} = {_inline(value)}"
-
-
-def _inline(value):
-    if isinstance(value, dict):
-        return "{ " + ", ".join(f"{json.dumps(key)} = {_inline(cell)}" for key, cell in value.items()) + " }"
-    return json.dumps(value)
-
-
-SHAPES = FakeEmbedder({0: np.array([1.0, 0.0]), 1: np.array([0.0, 1.0]), 2: np.array([0.6, 0.8])},
-                      {"a round shape": np.array([1.0, 0.0]), "a square shape": np.array([0.0, 1.0])})
-
-
 def test_a_users_folders_are_measured(tmp_path):
     for place, (kind, number) in enumerate((("round", 0), ("round", 2), ("square", 1), ("square", 1))):
         picture(tmp_path / "shapes" / kind / f"{place}.png", number)
@@ -227,64 +192,35 @@ def test_images_that_cannot_be_opened_are_all_named_unless_allowed(tmp_path):
     assert report.unreadable == 2 and sum(report.images.values()) == 3
 
 
-@pytest.mark.parametrize(("rows", "changes", "message"), [
-    ([["x.png", "oval"]], {}, "'oval' \\(1\\)(.|\n)*Expected: round, square"),
-    ([["x.png", "round"]], {"listing": ImageListing(index="t.csv", image="file", label="kind")}, "no column kind"),
-    ([["x.png", "round"]], {"listing": ImageListing(index="t.csv", image="file")}, "no column round, square"),
-    ([["../x.png", "round"], ["x.png", "square"]], {}, "leaves the source's image folder"),
-    ([["x.png", "round"], ["y.png", "square"]], {}, "2 of 2 images(.|\n)*does not exist"),
-])
-def test_an_index_that_cannot_be_used_is_refused(tmp_path, rows, changes, message):
-    table(tmp_path / "shapes/t.csv", ["file", "label"], rows)
-    listing = ImageListing(index="t.csv", image="file", label="label")
-    suite, plans = completed(tmp_path, own_plan(**{"listing": listing, **changes}))
-    with pytest.raises(UserError, match=message):
-        evaluate_suite(SHAPES, suite, plans, tmp_path, QUICK)
+def test_cut_sentences_and_sets_of_another_size_than_published_are_named(tmp_path):
+    items, _, embedder = numbered("bach")
+    write_set("bach", tmp_path, items)
+    report = evaluate_suite(embedder, SUITE, (plan_of("bach"),), tmp_path, QUICK)
+    assert report.sets[0].images_expected == 400
+    assert any(f"bach ({len(items)} of 400)" in note for note in report.notes)
+    for place, kind in enumerate(("round", "square")):
+        picture(tmp_path / "shapes" / kind / f"{place}.png", place)
+    suite, plans = completed(tmp_path, own_plan(prompts={"round": ("a round shape " * 9,), "square": ("a square",)}))
+    own = evaluate_suite(SHAPES, suite, plans, tmp_path, QUICK)
+    assert own.sets[0].truncated == 1 and own.sets[0].images_expected is None
+    assert own.notes == ("Sentences that are longer than the model's context and were cut: shapes (1).",)
 
 
-def test_an_index_gives_classes_patients_captions_and_a_training_part(tmp_path):
-    header = ["file", "label", "split", "text", "id"]
-    table(tmp_path / "shapes/t.csv", header, [
-        ["0.png", "round", "test", " a ball ", "patient 1 left"], ["1.png", "", "test", "", "patient 1 right"],
-        ["2.png", "square", "test", "a box", "nobody"], ["3.png", "square", "train", "", "patient 9"],
-        ["4.png", "round", "val", "", "patient 9"]])
-    listing = ImageListing(index="t.csv", image="file", label="label", where={"split": "test"})
-    suite, plans = completed(tmp_path, own_plan(
-        listing=listing, train={"split": "train"}, captions="text",
-        group=GroupRule(column="id", pattern=r"patient (\d+)")))
-    images = read_image_set(plans[0], tmp_path)
-    assert [file.image for file in images.files] == ["0.png", "1.png", "2.png", "3.png"]
-    assert images.targets.tolist() == [0, -1, 1, 1] and images.is_train.tolist() == [False] * 3 + [True]
-    assert images.captions == ("a ball", "", "a box", "")
-    assert len(set(images.groups[:2])) == 1 and len(set(images.groups)) == 3
-    assert images.tested.tolist() == [True, False, True, False]
+def test_a_text_tower_that_has_diverged_is_named(tmp_path):
+    for place, kind in enumerate(("round", "square")):
+        picture(tmp_path / "shapes" / kind / f"{place}.png", place)
+    suite, plans = completed(tmp_path, own_plan())
+    broken = FakeEmbedder(SHAPES.vectors, {"a round shape": np.array([np.nan, 0.0])})
+    with pytest.raises(UserError, match="sentences: the model fake gives embeddings that are no numbers"):
+        evaluate_suite(broken, suite, plans, tmp_path, QUICK)
 
 
-@pytest.mark.parametrize(("changes", "message"), [
-    ({"listing": None}, "no listing, and there is no evaluation card of this name"),
-    ({"modality": None}, "gives no modality"), ({"folder": None, "modality": None}, "no modality and no folder"),
-    ({"classes": (), "prompts": None}, "neither classes nor a column of captions"),
-    ({"prompts": None}, "there is no prompt preset shapes"),
-    ({"prompts": {"round": ("a round one",)}}, "classes without a sentence: square"),
-    ({"prompts": {"round": ("abc",), "square": ("abd",), "oval": ("abe",)}}, "is no class: oval"),
-    ({"train": {"split": "train"}}, "need a listing with an index"),
-])
-def test_a_suite_file_that_is_not_complete_says_what_is_missing(tmp_path, changes, message):
-    with pytest.raises(UserError, match=message):
-        completed(tmp_path, own_plan(**changes))
-
-
-def test_a_set_of_one_class_cannot_even_be_written(tmp_path):
-    (tmp_path / "own.toml").write_text('name = "own"\n[[sets]]\nname = "s"\nclasses = ["round"]\n')
-    with pytest.raises(UserError, match="a single class"):
-        read_suite(str(tmp_path / "own.toml"))
-
-
-def test_names_that_do_not_exist_are_answered_with_near_ones(tmp_path):
-    with pytest.raises(UserError, match=r"rsna \(did you mean rsna_pneumonia\?\)(.|\n)*chexpert_5x200"):
-        choose_sets(PLANS, ("rsna",))
-    with pytest.raises(UserError, match="Suites: mini, unimed21"):
-        read_suite("medium")
+def test_medimetas_sets_have_linear_probes(tmp_path):
+    items, _, embedder = numbered("ct_axial")
+    write_set("ct_axial", tmp_path, items)
+    found = evaluate_suite(embedder, SUITE, (plan_of("ct_axial"),), tmp_path, QUICK).sets[0]
+    assert [score.share for score in found.probe] == [0.01, 0.1, 1.0] and found.thumbnails is not None
+    assert found.probe[-1].images == len(items)
 
 
 def test_a_corpus_serves_as_data_with_the_same_numbers_as_folders(tmp_path):
@@ -313,6 +249,19 @@ def test_a_corpus_serves_as_data_with_the_same_numbers_as_folders(tmp_path):
     suite, plans = completed(tmp_path, own_plan(listing=listing, source="elsewhere"))
     with pytest.raises(UserError, match="no test pairs of the source elsewhere"):
         evaluate_suite(embedder, suite, plans, corpus, QUICK)
+
+
+def test_patients_of_a_corpus_are_those_of_the_rule_or_else_its_own(tmp_path):
+    pairs = [make_pair("toys", row, "CT", "test", labels=(("round", "square")[row % 2],), patient=f"{row // 4:016x}",
+                       source_id=f"case {row // 2}") for row in range(8)]
+    corpus = CorpusFolder(tmp_path / "corpus", pairs).write()
+    for group, expected in ((None, [0, 0, 0, 0, 1, 1, 1, 1]), ({"column": "source_id"}, [0, 0, 1, 1, 2, 2, 3, 3]),
+                            ({"pattern": "(\\d+)"}, list(range(8))), ({"column": "file"}, list(range(8))),
+                            ({"column": "subject"}, [0, 0, 0, 0, 1, 1, 1, 1])):
+        listing = ImageListing(index="t.csv", image="file", label="label")
+        _, plans = completed(tmp_path, own_plan(listing=listing, source="toys", group=group))
+        images = read_corpus_set(plans[0], corpus, read_manifest(corpus))
+        assert images.groups.tolist() == expected, group
 
 
 def test_leaks_of_a_corpus_are_flagged(tmp_path):

@@ -71,6 +71,16 @@ def test_sentences_that_are_cut_are_named(tower):
     assert encoded.truncated == (long,)
 
 
+@pytest.mark.parametrize("factor", [0.0, np.nan])
+def test_a_tower_that_gives_no_directions_is_a_users_error(tmp_path, factor):
+    model = tiny_model(tmp_path / "bert")
+    model.network.text.proj[2].weight.data *= factor
+    save_model(model, tmp_path / "model")
+    export_text(tmp_path / "model", tmp_path / "tower")
+    with pytest.raises(UserError, match="the tower untrained gives vectors without a direction"):
+        encode_bank({"liver": ("the liver",)}, open_tower(str(tmp_path / "tower")))
+
+
 def test_labels_without_words_are_refused_together(tower):
     with pytest.raises(UserError, match="2 labels have no words") as caught:
         encode_bank({"a": (), "b": ("fine",), "c": (" ",)}, open_tower(str(tower)))
@@ -96,6 +106,12 @@ def test_orthonormal_vectors_are_at_right_angles_and_there_are_only_so_many():
         orthonormal(14, 13, 5)
 
 
+@pytest.mark.parametrize("kind", ["random", "orthonormal"])
+def test_no_label_is_no_bank(kind):
+    with pytest.raises(UserError, match="no label was given"):
+        control_bank((), kind, 32, 7)
+
+
 def test_controls_say_that_no_text_gave_them():
     bank = control_bank(BTCV, "orthonormal", 32, 7)
     assert (bank.record.tower.kind, bank.record.tower.seed, bank.record.tower.sha256) == ("orthonormal", 7, None)
@@ -104,18 +120,32 @@ def test_controls_say_that_no_text_gave_them():
 
 
 # ---------------------------------------------------------------- sentences
-def test_a_datasets_labels_get_the_sentences_of_their_entries_and_its_modality(dataset):
+def test_a_datasets_labels_get_the_sentences_of_their_entries_whatever_its_device(dataset):
+    """A segmenter that is trained on CT with them meets MR later: no sentence may be true of CT images only."""
     lexicon = load_lexicon()
     prompts = prompts_of_dataset(dataset, lexicon)
     assert list(prompts) == ["Liver", "kidney_L", "rt. kidney"], "background and ignored voxels have no words"
-    assert prompts["kidney_L"] == sentences(lexicon.find("left kidney"), "CT") != prompts["rt. kidney"]
+    assert prompts["kidney_L"] == sentences(lexicon.find("left kidney")) != prompts["rt. kidney"]
+    told = " ".join(prompts["Liver"])
+    assert "A CT image" in told and "An MR image" in told and "contrast" not in told
+    changed = read_json(dataset / "dataset.json") | {"channel_names": {"0": "T2"}}
+    write_json(changed, dataset / "dataset.json")
+    assert prompts_of_dataset(dataset, lexicon) == prompts, "the words do not depend on the scanner"
     assert prompts_of_dataset(dataset, lexicon, "MR")["Liver"] == sentences(lexicon.find("liver"), "MR")
+
+
+def test_channel_names_help_to_understand_a_label(dataset):
+    labels = {"background": 0, "hemorrhage": 1}
+    write_json(read_json(dataset / "dataset.json") | {"labels": labels, "channel_names": {"0": "fundus"}},
+               dataset / "dataset.json")
+    lexicon = load_lexicon()
+    assert prompts_of_dataset(dataset, lexicon)["hemorrhage"] == sentences(lexicon.find("retinal hemorrhages"))
 
 
 def test_the_older_form_of_dataset_json_is_read(tmp_path):
     write_json({"modality": {"0": "MRI"}, "labels": {"0": "background", "1": "spleen"}}, tmp_path / "dataset.json")
     lexicon = load_lexicon()
-    assert prompts_of_dataset(tmp_path, lexicon) == {"spleen": sentences(lexicon.find("spleen"), "MR")}
+    assert prompts_of_dataset(tmp_path, lexicon) == {"spleen": sentences(lexicon.find("spleen"))}
 
 
 # ---------------------------------------------------------------- the command
@@ -187,9 +217,10 @@ def test_files_of_sentences_that_are_not_right_are_said(tmp_path, tower, text, s
 def test_the_whole_lexicon_can_be_encoded_by_a_control(tmp_path):
     encode_labels(lexicon=True, tower="random", output=tmp_path / "bank", dimension=32, precision="float16")
     bank = read_bank(tmp_path / "bank")
-    assert bank.names == tuple(load_lexicon().entries)
-    found = bank.vectors_of(["Left_Kidney", "IVC"], load_lexicon())
-    assert found.shape == (2, 32)
+    entries = load_lexicon().entries
+    assert bank.names == tuple(name for name, entry in entries.items() if entry.halves is None)
+    left, right, both, _ = bank.vectors_of(["Left_Kidney", "RK", "kidney", "IVC"], load_lexicon())
+    np.testing.assert_allclose(both, (left + right) / np.linalg.norm(left + right), atol=1e-5)
 
 
 def test_centering_takes_the_common_direction_out(tower):

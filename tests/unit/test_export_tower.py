@@ -114,6 +114,36 @@ def test_weights_of_another_tower_are_refused_by_their_hash(tmp_path, model):
         open_tower(str(tmp_path / "tower"))
 
 
+def test_a_tower_whose_text_files_were_edited_is_refused(tmp_path, model):
+    """With another activation or another case of letters, the same weights give other vectors."""
+    export_text(model, tmp_path / "tower")
+    for name, change in (("config.json", {"hidden_act": "relu"}), ("tokenizer_config.json", {"do_lower_case": False})):
+        path = tmp_path / "tower" / "text" / name
+        kept = path.read_bytes()
+        path.write_text(json.dumps(json.loads(kept) | change))
+        with pytest.raises(UserError, match=r"text .*is not what tower\.json was written for"):
+            open_tower(str(tmp_path / "tower"))
+        path.write_bytes(kept)
+    open_tower(str(tmp_path / "tower"))
+
+
+def test_models_that_are_not_whole_are_not_exported(tmp_path, model):
+    (model / "open_clip_model.safetensors").rename(tmp_path / "kept")
+    with pytest.raises(UserError, match=r"open_clip_model\.safetensors does not exist"):
+        export_text(model, tmp_path / "tower")
+    (model / "model.json").unlink()
+    (model / "model.safetensors.index.json").write_text('{"weight_map": {"text.proj.0.weight": "part-1.safetensors"}}')
+    with pytest.raises(UserError, match=r"names files that are not there: part-1\.safetensors"):
+        export_text(model, tmp_path / "tower")
+    content = json.loads((model / "open_clip_config.json").read_text())
+    for wrong in ({"embed_dim": "many"}, {"embed_dim": None}):
+        changed = {**content, "model_cfg": content["model_cfg"] | wrong}
+        (model / "open_clip_config.json").write_text(json.dumps(changed))
+        with pytest.raises(UserError, match="embed_dim is"):
+            export_text(model, tmp_path / "tower")
+    assert not (tmp_path / "tower").exists()
+
+
 def test_missing_tensors_are_listed(tmp_path, model):
     export_text(model, tmp_path / "tower")
     path, record = tmp_path / "tower" / "weights.safetensors", tmp_path / "tower" / "tower.json"
@@ -177,6 +207,31 @@ def test_a_sentence_encoder_is_pooled_as_its_own_config_says(tmp_path, pooling):
     assert encoder.tokenizer.context_length == 20 and cut == [0]
     assert encoder.tower.kind == "sentence-encoder"
     assert encoder.tower.sha256 == file_sha256(folder / "model.safetensors")
+
+
+def test_a_sentence_encoder_of_the_hub_comes_with_its_pooling(tmp_path, monkeypatch):
+    """Without these files it would be taken for a plain language model, and pooled by the mean."""
+    import fnmatch
+
+    import huggingface_hub
+
+    hub = sentence_folder(tmp_path / "hub", "cls")
+
+    def download(hub_id, *, allow_patterns=None, local_files_only=False):
+        if local_files_only:
+            raise OSError("not in the cache")
+        for file in (file for file in hub.rglob("*") if file.is_file()):
+            name = file.relative_to(hub).as_posix()
+            if any(fnmatch.fnmatch(name, pattern) for pattern in allow_patterns):
+                (tmp_path / "cache" / name).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(file, tmp_path / "cache" / name)
+        return str(tmp_path / "cache")
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    monkeypatch.setattr(huggingface_hub.HfApi, "list_repo_files", lambda *_: ["config.json", "model.safetensors"])
+    encoder = open_tower("somebody/some-encoder")
+    assert encoder.network.pooling == "cls" and encoder.tokenizer.context_length == 20
+    np.testing.assert_allclose(encoder.encode(TEXTS)[0], open_tower(str(hub)).encode(TEXTS)[0], atol=1e-6)
 
 
 def test_encoders_that_work_otherwise_are_refused(tmp_path):

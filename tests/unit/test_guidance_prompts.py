@@ -8,6 +8,7 @@ import pytest
 
 from autoseg.errors import UserError
 from autoseg.guidance.lexicon import load_lexicon
+from autoseg.guidance.modalities import IMAGES, MODALITIES
 from autoseg.guidance.prompts import entries_of_labels, sentences, sentences_of_labels, sentences_of_lexicon
 
 LEXICON = load_lexicon()
@@ -97,6 +98,10 @@ def test_without_a_modality_no_device_is_preferred():
     assert "CT image" in texts and "MR image" in texts
     fundus = " ".join(sentences(LEXICON.find("optic cup")))
     assert "fundus photograph" in fundus and "CT" not in fundus
+    for entry in ENTRIES:
+        told = " ".join(sentences(entry)).lower()
+        assert [one for one in MODALITIES if IMAGES[one].lower() in told] == [
+            one for one in MODALITIES if one in entry.appearance], entry.canonical
 
 
 def test_with_a_modality_its_looks_are_told_and_no_other_device_is_named():
@@ -129,6 +134,13 @@ def test_labels_keep_their_names_and_order_and_background_has_no_sentences():
     found = sentences_of_labels(labels, LEXICON)
     assert list(found) == ["spleen", "kidney_R", "Liver"]
     assert found["kidney_R"] == sentences(LEXICON.find("right kidney"))
+
+
+def test_the_device_of_the_images_helps_to_understand_labels_and_is_not_what_is_said():
+    found = sentences_of_labels(["hemorrhage"], LEXICON, images="fundus")
+    assert found == {"hemorrhage": sentences(LEXICON.find("retinal hemorrhages"))}
+    assert sentences_of_labels(["liver"], LEXICON, images="CT") == sentences_of_labels(["liver"], LEXICON)
+    assert sentences_of_labels(["liver"], LEXICON, "MR", images="CT") == sentences_of_labels(["liver"], LEXICON, "MR")
 
 
 def test_the_order_of_labels_does_not_change_their_sentences():

@@ -110,6 +110,45 @@ def test_every_tensor_that_does_not_fit_is_listed(tmp_path):
         assert line in str(caught.value)
 
 
+@pytest.mark.parametrize(("file", "place", "value"), [
+    ("open_clip_config.json", ("model_cfg", "quick_gelu"), True),
+    ("open_clip_config.json", ("model_cfg", "text_cfg", "hf_pooler_type"), "mean_pooler"),
+    ("open_clip_config.json", ("preprocess_cfg", "resize_mode"), "squash"),
+    ("text/config.json", ("hidden_act",), "relu"), ("text/config.json", ("num_attention_heads",), 4),
+    ("text/tokenizer_config.json", ("do_lower_case",), False),
+    ("model.json", ("image_size",), 64), ("model.json", ("dimension",), 8), ("model.json", ("context_length",), 16),
+    ("model.json", ("preprocess", "mean"), [0.0, 0.0, 0.0]), ("model.json", ("preprocess", "std"), [0.0, 1.0, 1.0]),
+])
+def test_a_folder_that_was_edited_by_hand_is_refused(tmp_path, file, place, value):
+    """All of these would load: the tensors fit, and the embeddings would be others."""
+    save_model(tiny_model(tmp_path / "a"), tmp_path / "model")
+    path = tmp_path / "model" / file
+    content = json.loads(path.read_text())
+    part = content
+    for key in place[:-1]:
+        part = part[key]
+    assert part[place[-1]] != value
+    part[place[-1]] = value
+    path.write_text(json.dumps(content))
+    with pytest.raises(UserError, match=r"is not what model\.json was written|say different things|greater than 0"):
+        load_model(tmp_path / "model")
+
+
+def test_a_folder_of_before_these_hashes_is_read(tmp_path):
+    model = tiny_model(tmp_path / "a")
+    save_model(model, tmp_path / "model")
+    path = tmp_path / "model" / "model.json"
+    content = {key: value for key, value in read_json(path).items() if key not in ("config_sha256", "text_sha256")}
+    write_json(content, path)
+    assert same(vectors(load_model(tmp_path / "model")), vectors(model))
+
+
+def test_a_text_model_of_another_kind_is_a_users_error(tmp_path):
+    text = tiny_text_folder(tmp_path / "bert", model_type="gpt2", bos_token_id=None, eos_token_id=None)
+    with pytest.raises(UserError, match="open_clip cannot build a text tower"):
+        new_model(tiny_config(text), seed=0)
+
+
 @pytest.mark.parametrize(
     "file", ["model.json", "open_clip_config.json", "open_clip_model.safetensors", "text/vocab.txt"])
 def test_an_incomplete_folder_is_a_user_error(tmp_path, file):

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from tiny_clip import tiny_model
 
 from autoseg.errors import UserError
@@ -88,6 +88,25 @@ def test_biomedclips_layout_is_read(foreign):
     assert torch.equal(open_embedder(foreign).encode_texts(TEXTS), expected)
 
 
+def test_biomedclips_vision_tower_of_timm_is_read(foreign):
+    """Its config's keys, with timm's smallest vision transformer."""
+    content = json.loads((foreign / "open_clip_config.json").read_text())
+    vision = {"timm_model_name": "test_vit", "timm_model_pretrained": False, "timm_pool": "", "timm_proj": "linear",
+              "image_size": 160}
+    content["model_cfg"] = {"embed_dim": 16, "vision_cfg": vision, "text_cfg": content["model_cfg"]["text_cfg"]}
+    (foreign / "open_clip_config.json").write_text(json.dumps(content))
+    text = {**content["model_cfg"]["text_cfg"], "hf_model_name": str(foreign / "text"), "hf_model_pretrained": False}
+    network = import_open_clip().CustomTextCLIP(16, vision, text).eval()
+    older = {"text.transformer.embeddings.position_ids": torch.arange(512)[None]}
+    (foreign / "open_clip_model.safetensors").unlink()
+    torch.save({**network.state_dict(), **older}, foreign / "open_clip_pytorch_model.bin")
+    embedder = open_embedder(foreign)
+    pixels = torch.stack([embedder.transform(picture) for picture in pictures()])
+    with torch.inference_mode():
+        expected = network.encode_image(pixels, normalize=True)
+    torch.testing.assert_close(embedder.encode_images(pictures()), expected)
+
+
 def test_a_text_tower_that_is_not_here_says_where_to_put_it(foreign, monkeypatch):
     import huggingface_hub
 
@@ -127,6 +146,43 @@ def test_weights_that_do_not_fit_name_the_tensors(foreign):
     torch.save(tensors, foreign / "open_clip_pytorch_model.bin")
     with pytest.raises(UserError, match=r"visual\.proj"):
         open_embedder(foreign)
+
+
+def test_positions_of_another_image_size_are_refused_and_not_resized_unasked(foreign):
+    """open_clip's own loading resizes them, so that a wrong image_size gives worse embeddings without a word."""
+    content = json.loads((foreign / "open_clip_config.json").read_text())
+    content["model_cfg"]["vision_cfg"]["image_size"] = 64
+    (foreign / "open_clip_config.json").write_text(json.dumps(content))
+    with pytest.raises(UserError, match=r"visual\.positional_embedding: shape \(5, 32\), expected \(17, 32\)"):
+        open_embedder(foreign)
+
+
+def test_a_strangers_weights_in_shards_with_a_buffer_of_older_versions_are_read(ours, foreign):
+    tensors = load_file(foreign / "open_clip_model.safetensors")
+    (foreign / "open_clip_model.safetensors").unlink()
+    tensors["text.transformer.embeddings.position_ids"] = torch.arange(512)[None]
+    names = sorted(tensors)
+    tensors["logit_scale"] = tensors["logit_scale"].reshape(1)
+    parts = {"a.safetensors": names[::2], "b.safetensors": names[1::2]}
+    for part, held in parts.items():
+        save_file({name: tensors[name] for name in held}, foreign / part)
+    (foreign / "model.safetensors.index.json").write_text(json.dumps(
+        {"weight_map": {name: part for part, held in parts.items() for name in held}}))
+    found = open_embedder(foreign)
+    assert torch.equal(found.encode_texts(TEXTS), open_embedder(ours).encode_texts(TEXTS))
+    (foreign / "b.safetensors").unlink()
+    with pytest.raises(UserError, match=r"names files that are not there: b\.safetensors"):
+        open_embedder(foreign)
+
+
+def test_another_architecture_around_the_same_weights_is_told(foreign):
+    before = open_embedder(foreign)
+    content = json.loads((foreign / "open_clip_config.json").read_text())
+    content["model_cfg"]["quick_gelu"] = True
+    (foreign / "open_clip_config.json").write_text(json.dumps(content))
+    after = open_embedder(foreign)
+    assert before.identity == after.identity and before.architecture != after.architecture
+    assert not torch.allclose(before.encode_images(pictures()), after.encode_images(pictures()))
 
 
 class Payload:

@@ -165,6 +165,12 @@ def test_a_buffer_of_older_versions_is_left_out_and_reported(tmp_path, text, con
     assert record.imported.left_out == ("text (1)",) and record.imported.tensors == len(tensors)
 
 
+def test_a_number_that_is_none_is_kept_as_a_word(tmp_path, text, config, tensors):
+    path = write_released(tensors, tmp_path / "x.pt", loss=float("nan"), best=np.float32("inf"))
+    facts = import_released(path, config, str(text)).record.imported.facts
+    assert (facts["loss"], facts["best"]) == ("nan", "inf")
+
+
 def test_a_bare_state_dict_is_read_too(tmp_path, text, config, tensors):
     torch.save(tensors, tmp_path / "bare.pt")
     assert import_released(tmp_path / "bare.pt", config, str(text)).record.imported.facts == {}

@@ -77,8 +77,15 @@ def test_a_tokenizer_that_knows_no_words_is_detected_when_it_is_loaded(tmp_path)
     with pytest.raises(UserError, match='plain English words to "unknown": in, ') as caught:
         Tokenizer(broken, 32)
     known = set((broken / "vocab.txt").read_text().split())
-    unknown = sum(word not in known for word in " ".join(KNOWN_WORDS).split())
+    unknown = sum(word.lower() not in known for word in " ".join(KNOWN_WORDS).split())
     assert f"maps {unknown} of " in str(caught.value)
+
+
+def test_a_vocabulary_of_small_letters_that_is_not_made_small_is_detected(tmp_path):
+    folder = tiny_text_folder(tmp_path / "bert")
+    (folder / "tokenizer_config.json").write_text('{"tokenizer_class": "BertTokenizer", "do_lower_case": false}')
+    with pytest.raises(UserError, match='to "unknown": The, CT, Image, MRI'):
+        Tokenizer(folder, 32)
 
 
 def test_a_vocabulary_that_was_not_read_is_detected(tmp_path):

@@ -49,13 +49,15 @@ def encode_labels(  # noqa: PLR0913 (a command's options are its parameters)
     output
         The bank's folder.
     lexicon
-        Encode all structures of the anatomy lexicon instead of a dataset's labels.
+        Encode all structures of the anatomy lexicon instead of a dataset's labels (of paired ones the left and the
+        right; "kidney" is then the mean of both).
     prompts
         Encode the sentences of this JSON file instead: label → list of sentences.
     own_lexicon
         A TOML file with structures that the lexicon lacks.
     modality
-        CT, MR, US, … Sentences then say how a structure looks there. By default what the dataset's channels are.
+        CT, MR, US, … Sentences then say how a structure looks there. Without it they name every device that shows the
+        structure, so that they are not tied to that of the dataset's images.
     precision
         Of the stored vectors; float16 halves the file.
     dimension

@@ -32,7 +32,7 @@ def evaluate(  # noqa: PLR0913 (a command's options)
     zero_shot_only: Annotated[bool, Parameter(negative=())] = False,
     cache: Path | None = None,
     resamples: Annotated[int, Parameter(validator=validators.Number(gte=100))] = 1000,
-    seed: int = 0,
+    seed: Annotated[int, Parameter(validator=validators.Number(gte=0))] = 0,
     json: Annotated[bool, Parameter(name="--json", negative=(), help="Print one JSON object on stdout.")] = False,
 ) -> int:
     """Measure a model: zero-shot classification, linear probes, retrieval; with intervals, plots and a page.

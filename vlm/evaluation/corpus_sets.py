@@ -67,11 +67,12 @@ def _label(plan: SetPlan, record: PairRecord) -> str:
 
 
 def _group(plan: SetPlan, record: PairRecord) -> str:
-    """By the set's own rule, since a corpus only knows the patients that its source cards name."""
-    if plan.group is None:
+    """By the set's own rule, since a corpus only knows the patients that its source cards name; by these where the rule
+    reads a column that a corpus does not keep."""
+    kept = {None: record.file, "file": record.file, plan.listing.image: record.file, "source_id": record.source_id}
+    if plan.group is None or plan.group.column not in kept:
         return record.patient or ""
-    text = record.source_id if plan.group.column == "source_id" else record.file
-    return group_in(plan.group, text)
+    return group_in(plan.group, kept[plan.group.column])
 
 
 def _caption(record: PairRecord) -> str:

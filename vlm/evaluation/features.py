@@ -33,10 +33,13 @@ class ImageTextEmbedder(Protocol):
     """What is asked of a model (`vlm.model.embedding.Embedder` is one). Vectors are of unit length, on the CPU.
 
     identity : SHA-256 of the weights; "" for weights that lie in no file, whose embeddings are never kept.
+    architecture : digits of what is computed with them.
     """
 
     @property
     def identity(self) -> str: ...
+    @property
+    def architecture(self) -> str: ...
     @property
     def name(self) -> str: ...
     @property
@@ -73,7 +76,7 @@ def image_features(
     identity = hashlib.sha256("".join(f"{digest}\n" for digest in digests).encode()).hexdigest()
     path = _cache_path(embedder, identity, cache)
     stored = _read_stored(path) if path is not None else None
-    if stored is not None and len(stored.opened) == len(files):
+    if stored is not None and stored.identity == identity and _is_whole(stored, len(files)):
         return stored
     vectors, opened = _embed(embedder, name, files, problems)
     features = Features(vectors, opened, tuple(problems[index] for index in sorted(problems)), identity)
@@ -83,10 +86,11 @@ def image_features(
 
 
 def text_features(embedder: ImageTextEmbedder, texts: Sequence[str]) -> Float32[np.ndarray, "text dimension"]:
-    """Embeddings of sentences; equal ones are embedded once."""
+    """Embeddings of sentences; equal ones are embedded once. UserError where they are no numbers."""
     distinct = list(dict.fromkeys(texts))
     places = {text: index for index, text in enumerate(distinct)}
     vectors = embedder.encode_texts(distinct).cpu().numpy().astype(np.float32)
+    _refuse_no_numbers(embedder, vectors, "sentences")
     return vectors[[places[text] for text in texts]]
 
 
@@ -127,10 +131,14 @@ def _embed(
                 parts.append(embedder.embed_pixels(torch.stack([one for _, one in good])).cpu().numpy())
             bar.advance(len(batch))
     vectors = np.concatenate(parts).astype(np.float32) if parts else np.zeros((0, 1), np.float32)
-    if not np.isfinite(vectors).all():
-        raise UserError(f"{name}: the model {embedder.name} gives embeddings that are no numbers.\n"
-                        "Its weights are damaged, or it was trained until it diverged; take an earlier one.")
+    _refuse_no_numbers(embedder, vectors, name)
     return vectors, opened
+
+
+def _refuse_no_numbers(embedder: ImageTextEmbedder, vectors: Float32[np.ndarray, "row dimension"], what: str) -> None:
+    if not np.isfinite(vectors).all():
+        raise UserError(f"{what}: the model {embedder.name} gives embeddings that are no numbers.\n"
+                        "Its weights are damaged, or it was trained until it diverged; take an earlier one.")
 
 
 def _transformed(
@@ -177,7 +185,8 @@ def _hash_files(name: str, files: Sequence[ImageFile]) -> tuple[list[str], dict[
 def _cache_path(embedder: ImageTextEmbedder, images: str, cache: Path | None) -> Path | None:
     if cache is None or not embedder.identity:
         return None
-    model = hashlib.sha256(f"{embedder.identity} {_preprocessing(embedder)}".encode()).hexdigest()
+    model = hashlib.sha256(
+        f"{embedder.identity} {embedder.architecture} {_preprocessing(embedder)}".encode()).hexdigest()
     return cache / f"{model[:16]}-{images[:16]}.safetensors"
 
 
@@ -200,6 +209,13 @@ def _read_stored(path: Path) -> Features | None:
                             tuple(line for line in said["problems"].split("\n") if line), said["images"])
     except (SafetensorError, OSError, KeyError, TypeError):
         return None
+
+
+def _is_whole(features: Features, files: int) -> bool:
+    """Whether what was stored holds a vector of numbers for every image that it calls opened."""
+    vectors, opened = features.vectors, features.opened
+    return bool(opened.shape == (files,) and vectors.ndim == 2 and len(vectors) == opened.sum()
+                and len(features.problems) == files - opened.sum() and np.isfinite(vectors).all())
 
 
 def _store(features: Features, path: Path) -> None:

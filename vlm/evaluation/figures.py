@@ -1,6 +1,7 @@
 """Pictures of an evaluation: bars with intervals, probes, dependence on the sentences, confusions, retrieval."""
 
 from collections.abc import Sequence
+from itertools import cycle
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -41,18 +42,19 @@ def draw_all(report: EvaluationReport, folder: Path) -> dict[str, Path]:
 def _scores(report: EvaluationReport) -> "Figure":
     """Each set's metric with its interval, chance, and what papers print."""
     figure, axes = _page(9.5, 0.42 * len(report.sets) + 1.5)
+    models = dict.fromkeys(model for one in report.sets for model in one.published)
+    marks = dict(zip(models, cycle(PAPER_MARKS), strict=False))
     for place, one in enumerate(report.sets):
         score = one.scores[one.metric]
         axes.barh(place, 100 * score.value, color=MODALITY_COLORS[one.modality], alpha=0.75, height=0.62)
         _whisker(axes, score, place)
         if score.chance is not None:
             axes.plot([100 * score.chance] * 2, [place - 0.4, place + 0.4], color=BLACK, linewidth=1.6, linestyle=":")
-        for mark, (_, value) in zip(PAPER_MARKS, one.published.items(), strict=False):
-            axes.plot(100 * value, place, mark, color="white", markeredgecolor=BLACK, markersize=6)
+        for model, value in one.published.items():
+            axes.plot(100 * value, place, marks[model], color="white", markeredgecolor=BLACK, markersize=6)
     axes.set_yticks(range(len(report.sets)), _set_names(report.sets), fontsize=9)
     axes.plot([], [], color=BLACK, linestyle=":", label="chance")
-    models = list(dict.fromkeys(model for one in report.sets for model in one.published))
-    for mark, model in zip(PAPER_MARKS, models, strict=False):
+    for model, mark in marks.items():
         axes.plot([], [], mark, color="white", markeredgecolor=BLACK, label=f"paper: {model}")
     for modality in dict.fromkeys(one.modality for one in report.sets):
         axes.barh([0], [0], color=MODALITY_COLORS[modality], alpha=0.75, label=modality)

@@ -1,6 +1,5 @@
 """The images of a set as they lie on this disk: their files, classes, patients, captions."""
 
-import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,7 +11,7 @@ from jaxtyping import Bool, Int
 from autoseg.errors import UserError, all_of
 from vlm.corpus.evaluation_sets import ImageListing
 from vlm.corpus.image_files import ImageFile
-from vlm.corpus.readers.opening import csv_rows, open_text
+from vlm.corpus.readers.opening import csv_rows, first_group, open_text
 from vlm.evaluation.suite_files import SetPlan
 from vlm.evaluation.suite_records import GroupRule
 
@@ -65,7 +64,7 @@ def read_image_set(plan: SetPlan, data: Path) -> ImageSet | None:
 
     Raises
     ------
-    UserError : the index lacks a column; labels are no class of the set; a class has no image.
+    UserError : the index lacks a column, or has no row of the set; labels are no class of the set.
     """
     folder = data / plan.folder
     listing = plan.listing
@@ -73,6 +72,10 @@ def read_image_set(plan: SetPlan, data: Path) -> ImageSet | None:
         if not (folder / listing.index).is_file():
             return None
         images = list(_indexed(plan, folder))
+        if not images:
+            kept = ", ".join(f"{column} = {value}" for column, value in listing.where.items())
+            raise UserError(f"{plan.name}: {folder / listing.index} has no row of a test image"
+                            f"{f' ({kept})' if kept else ''}.\nComplete the file, or correct the set's `where`.")
     else:
         images = list(_globbed(plan, folder))
     return collect(plan, images) if images else None
@@ -105,12 +108,20 @@ def require_classes(images: ImageSet) -> None:
                         "Complete the set, or give --available to measure it without.")
 
 
+def require_train_classes(images: ImageSet) -> None:
+    """UserError naming the classes that have no training image, where the set is said to have a training part."""
+    plan = images.plan
+    present = set(images.targets[images.is_train].tolist())
+    missing = [name for index, name in enumerate(plan.classes) if index not in present]
+    if plan.train and missing:
+        kept = ", ".join(f"{column} = {value}" for column, value in plan.train.items())
+        raise UserError(f"{plan.name}: no training image ({kept}) is of the class {', '.join(missing)}; a linear probe "
+                        "needs every class.\nComplete the set, or give --zero-shot-only, or --available.")
+
+
 def group_in(rule: GroupRule, text: str) -> str:
     """The patient that a text names; "" where it names none."""
-    if rule.pattern is None:
-        return text.strip()
-    match = re.search(rule.pattern, text)
-    return match.group(1) if match else ""
+    return text.strip() if rule.pattern is None else first_group(rule.pattern, text) or ""
 
 
 def _indexed(plan: SetPlan, folder: Path) -> Iterator[ListedImage]:
@@ -144,7 +155,7 @@ def _globbed(plan: SetPlan, folder: Path) -> Iterator[ListedImage]:
     listing = plan.listing
     root = folder / listing.image_root
     names = sorted({path.relative_to(folder).as_posix() for pattern in listing.glob for path in root.glob(pattern)
-                    if path.is_file()})
+                    if not path.is_dir()})
     for name in names:
         yield ListedImage(ImageFile(folder, name), _label(listing, name, None), _group(plan, name, {}))
 
@@ -159,8 +170,7 @@ def _label(listing: ImageListing, name: str, cell: str | None) -> str:
     """The class as the set calls it: from the column, else from the path, else the name of the folder."""
     text = cell if cell is not None else name
     if listing.label_pattern is not None:
-        match = re.search(listing.label_pattern, text)
-        text = match.group(1) if match else ""
+        text = first_group(listing.label_pattern, text) or ""
     elif cell is None:
         text = PurePosixPath(name).parent.name
     return listing.label_values.get(text.strip(), text.strip())

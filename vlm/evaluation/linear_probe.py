@@ -97,6 +97,7 @@ def _predictions(
     # The products are small: a second BLAS thread mostly waits, and on a busy machine makes it ten times slower.
     with warnings.catch_warnings(), threadpool_limits(1):
         warnings.simplefilter("ignore", ConvergenceWarning)  # after so many steps the classes no longer change
+        warnings.filterwarnings("ignore", "The number of unique classes", UserWarning)  # one image each is meant
         classifier.fit(inputs, targets)
     predicted: Int[np.ndarray, " test"] = classifier.predict(test)
     return predicted

@@ -41,15 +41,18 @@ def interval(draws: Float[np.ndarray, " resample"]) -> tuple[float | None, float
 
 
 def mean_estimate(estimates: list[Estimate]) -> Estimate:
-    """The mean over sets that were resampled independently of each other, equally often."""
-    return Estimate(float(np.mean([one.value for one in estimates])), np.mean([one.draws for one in estimates], axis=0))
+    """The mean over sets that were resampled independently of each other, equally often; no draws if one has none."""
+    draws = [one.draws for one in estimates]
+    return Estimate(float(np.mean([one.value for one in estimates])),
+                    np.mean(draws, axis=0) if all(len(part) for part in draws) else np.empty(0))
 
 
 def require_two_classes(targets: Int[np.ndarray, " image"], classes: tuple[str, ...], name: str) -> None:
     """UserError where all images of a set are of one class, or it has none: nothing can be told apart there."""
     present = [classes[index] for index in np.unique(targets)]
     if len(present) < 2:
-        found = f"all of its {len(targets)} images are of the class {present[0]}" if present else "it has no image"
+        found = (f"all of its {len(targets)} images are of the class {present[0]}" if present
+                 else "it has no image with a class")
         raise UserError(f"{name}: {found}; images of at least two of {', '.join(classes)} are needed.\n"
                         "Complete the set, or leave it out of --sets.")
 
@@ -107,9 +110,13 @@ def measure(
 def resampled_weights(
     groups: Int[np.ndarray, " image"], rng: np.random.Generator, resamples: int
 ) -> Iterator[Weights]:
-    """As many groups as there are, drawn with replacement; in parts, so that memory does not grow with `resamples`."""
+    """As many groups as there are, drawn with replacement; in parts, so that memory does not grow with `resamples`.
+
+    None of a single group: the only one there is tells nothing about how groups differ.
+    """
     _, members = np.unique(groups, return_inverse=True)
-    count = int(members.max()) + 1
+    if (count := int(members.max()) + 1) < 2:
+        return
     for start in range(0, resamples, RESAMPLES_AT_ONCE):
         size = min(RESAMPLES_AT_ONCE, resamples - start)
         drawn = rng.integers(count, size=(size, count))

@@ -57,6 +57,8 @@ class SetReport(Record):
 
     images : of each class, in order of the classes. groups : patients or volumes, where the set tells them.
     without_class : images left out since they have no class. unreadable : left out since they cannot be opened.
+    images_expected : how many the published set has, where that is known. truncated : sentences that are longer than
+    the model's context and were cut.
     metric : the one that stands for the set; `scores` has all. confusion : [true class][predicted class] images.
     probe, thumbnails : fitted to training images: on embeddings, and on pictures of 16 × 16 pixels.
     published : model → the same metric as a publication prints it, as a fraction.
@@ -70,6 +72,8 @@ class SetReport(Record):
     groups: int | None
     without_class: int = 0
     unreadable: int = 0
+    images_expected: int | None = None
+    truncated: int = 0
     scores: dict[Metric, Score]
     per_class: dict[str, float | None]
     confusion: tuple[tuple[int, ...], ...]

@@ -10,7 +10,7 @@ from typing import TypeVar
 from autoseg.errors import UserError, all_of
 from autoseg.records import Record
 from vlm.corpus.evaluation_sets import EvaluationCard, ImageListing, load_evaluation_cards
-from vlm.corpus.toml_files import parse_toml
+from vlm.corpus.toml_files import parse_toml, read_toml
 from vlm.evaluation.suite_records import (
     GroupRule,
     Metric,
@@ -26,7 +26,8 @@ AnyRecord = TypeVar("AnyRecord", bound=Record)
 
 @dataclass(frozen=True)
 class SetPlan:
-    """A set with nothing left to look up. prompts : class → sentences. Further fields as of `SuiteSet`."""
+    """A set with nothing left to look up. prompts : class → sentences. images_expected : published number, where the
+    listing is the card's. Further fields as of `SuiteSet`."""
 
     name: str
     title: str
@@ -41,6 +42,7 @@ class SetPlan:
     group: GroupRule | None
     source: str | None
     remarks: str
+    images_expected: int | None = None
 
 
 def suite_names() -> tuple[str, ...]:
@@ -61,7 +63,7 @@ def read_suite(name: str) -> tuple[Suite, tuple[SetPlan, ...]]:
         path = Path(name)
         if path.suffix != ".toml" or not path.is_file():
             raise UserError(f"--suite {name}: neither a suite nor a TOML file. Suites: {', '.join(suite_names())}.")
-        suite = parse_toml(Suite, path.read_text(encoding="utf-8"), path)
+        suite = read_toml(Suite, path, "A suite of image sets")
     cards = load_evaluation_cards()
     plans, problems = [], list[str]()
     for one in suite.sets:
@@ -122,6 +124,7 @@ def _complete(one: SuiteSet, card: EvaluationCard | None, problems: list[str]) -
         metric=one.metric or (card.metric if card else "balanced_accuracy"), folder=folder, listing=listing,
         prompts=prompts, train=one.train, captions=one.captions, group=one.group, source=one.source,
         remarks=one.remarks or (card.remarks if card else ""),
+        images_expected=card.images_expected if card is not None and one.listing is None else None,
     )
 
 

@@ -1,6 +1,7 @@
 """The files that a person writes for an evaluation: suites of image sets, the prompts of their classes."""
 
 import re
+from pathlib import PurePosixPath
 from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
@@ -12,7 +13,7 @@ from vlm.schema import Modality, Slug
 Metric = Literal["accuracy", "balanced_accuracy", "auc"]
 METRICS: tuple[Metric, ...] = ("accuracy", "balanced_accuracy", "auc")
 
-Sentence = Annotated[str, Field(min_length=3)]
+Sentence = Annotated[str, Field(min_length=3, pattern=r"\S")]
 Sentences = Annotated[tuple[Sentence, ...], Field(min_length=1)]
 
 
@@ -53,14 +54,13 @@ class GroupRule(Record):
     group is the patient, searched there; an image without a match stands alone. None: the whole text.
     """
 
-    column: str | int | None = None
+    column: str | Annotated[int, Field(ge=0)] | None = None
     pattern: str | None = None
 
     @field_validator("pattern")
     @classmethod
     def _has_one_group(cls, pattern: str | None) -> str | None:
-        if pattern is not None and re.compile(pattern).groups != 1:
-            raise ValueError(f"{pattern!r} must have exactly one group")
+        _require_one_group(pattern)
         return pattern
 
 
@@ -88,6 +88,28 @@ class SuiteSet(Record):
     prompts: Slug | dict[str, Sentences] | None = None
     remarks: str = ""
 
+    @field_validator("folder")
+    @classmethod
+    def _is_below_data(cls, folder: str | None) -> str | None:
+        if folder is not None and not _is_below(folder):
+            raise ValueError(f"{folder!r} must lie below --data: no / in front, no ..")
+        return folder
+
+    @field_validator("listing")
+    @classmethod
+    def _can_be_read(cls, listing: ImageListing | None) -> ImageListing | None:
+        if listing is None:
+            return None
+        if bool(listing.glob) == (listing.index is not None):
+            raise ValueError("either glob or index is needed: where the images are listed")
+        paths = (*listing.glob, listing.image_root, *([] if listing.index is None else [listing.index]))
+        if outside := [path for path in paths if not _is_below(path)]:
+            raise ValueError(f"{outside[0]!r} must lie below the set's folder: not empty, no / in front, no ..")
+        if negative := [column for column in (listing.image, listing.label) if isinstance(column, int) and column < 0]:
+            raise ValueError(f"column {negative[0]}: positions are counted from 0")
+        _require_one_group(listing.label_pattern)
+        return listing
+
     @field_validator("classes")
     @classmethod
     def _classes_differ(cls, classes: tuple[str, ...]) -> tuple[str, ...]:
@@ -96,6 +118,19 @@ class SuiteSet(Record):
         if len(set(classes)) < len(classes):
             raise ValueError(f"a class is named twice: {', '.join(classes)}")
         return classes
+
+
+def _is_below(path: str) -> bool:
+    pure = PurePosixPath(path)
+    return bool(path.strip()) and not pure.is_absolute() and ".." not in pure.parts
+
+
+def _require_one_group(pattern: str | None) -> None:
+    try:
+        if pattern is not None and re.compile(pattern).groups != 1:
+            raise ValueError(f"{pattern!r} must have exactly one group")
+    except re.error as error:
+        raise ValueError(f"{pattern!r} is no regular expression: {error}") from None
 
 
 class Suite(Record):

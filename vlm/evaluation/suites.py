@@ -19,7 +19,12 @@ from vlm.evaluation.features import (
     require_opened,
     text_features,
 )
-from vlm.evaluation.image_sets import ImageSet, read_image_set, require_classes
+from vlm.evaluation.image_sets import (
+    ImageSet,
+    read_image_set,
+    require_classes,
+    require_train_classes,
+)
 from vlm.evaluation.leak_flags import leak_flags
 from vlm.evaluation.linear_probe import THUMBNAIL_C, ProbeData, probe, thumbnails, train_rows
 from vlm.evaluation.metrics import (
@@ -110,7 +115,7 @@ def evaluate_suite(
         sets=tuple(one.report for one in measured), retrieval=tuple(retrieval),
         modalities=_modality_scores(measured, published), average=_average(measured, suite, published),
         absent=tuple(plan.name for plan in plans if plan.name not in present),
-        notes=_notes(embedder, corpus, len(sets) < len(suite.sets)),
+        notes=_notes(embedder, corpus, len(sets) < len(suite.sets), measured),
         published_remarks=published.remarks if published is not None else "",
     )
 
@@ -127,13 +132,15 @@ def measure_set(
 
     Raises
     ------
-    UserError : images of one class only; or, unless `options.available`, a class without images.
+    UserError : images of one class only; or, unless `options.available`, a class without test or training images.
     """
     plan, tested = images.plan, images.tested
     targets, groups = images.targets[tested], images.groups[tested]
     require_two_classes(targets, plan.classes, plan.name)
     if not options.available:
         require_classes(images)
+        if options.with_probes:
+            require_train_classes(images)
     rng = _generator(options.seed, plan.name)
     sentences = _sentence_vectors(embedder, plan)
     vectors = features.vectors[tested]
@@ -146,7 +153,8 @@ def measure_set(
         name=plan.name, title=plan.title, modality=plan.modality, metric=plan.metric,
         images={name: int(count) for name, count in zip(plan.classes, counts, strict=True)},
         groups=_group_count(images), without_class=int((~images.is_train & ~tested).sum()),
-        unreadable=len(features.problems),
+        unreadable=len(features.problems), images_expected=plan.images_expected,
+        truncated=embedder.count_truncated([text for texts in plan.prompts.values() for text in texts]),
         scores={metric: score_of(found, _chance(metric, counts)) for metric, found in estimates.items()},
         per_class={name: float(confusion[place, place] / count) if (count := counts[place]) else None
                    for place, name in enumerate(plan.classes)},
@@ -170,7 +178,8 @@ def _read_sets(
 ) -> list[ImageSet]:
     """The sets that are there. UserError: some are not and may not be absent; or none is there at all."""
     if not data.is_dir():
-        raise UserError(f"{data} does not exist; the folder of the evaluation sets was expected.\n"
+        raise UserError(f"{data} {'is no folder' if data.exists() else 'does not exist'}; the folder of the evaluation "
+                        "sets was expected.\n"
                         "Give the folder whose subfolders are the sets, or a built corpus, with --data.")
     found = [(plan, read(plan)) for plan in plans]
     sets = [images for _, images in found if images is not None]
@@ -266,8 +275,16 @@ def _trained_on(embedder: ImageTextEmbedder) -> str:
     return "not stated" if training is None else f"{training.corpus}, recipe {training.corpus_recipe}"
 
 
-def _notes(embedder: ImageTextEmbedder, corpus: Path | None, is_part: bool) -> tuple[str, ...]:
+def _notes(
+    embedder: ImageTextEmbedder, corpus: Path | None, is_part: bool, measured: Sequence[MeasuredSet]
+) -> tuple[str, ...]:
     notes = [AVERAGE_NEEDS_ALL] if is_part else []
+    counts = {one.report.name: (sum(one.report.images.values()), one.report.images_expected) for one in measured}
+    if others := [f"{name} ({found:,} of {published:,})" for name, (found, published) in counts.items()
+                  if published is not None and found != published]:
+        notes.append(f"Sets with another number of images than published: {', '.join(others)}.")
+    if cut := [f"{one.report.name} ({one.report.truncated})" for one in measured if one.report.truncated]:
+        notes.append(f"Sentences that are longer than the model's context and were cut: {', '.join(cut)}.")
     training = embedder.record.training if embedder.record is not None else None
     if corpus is not None and training is not None and read_manifest(corpus).recipe != training.corpus_recipe:
         notes.append(f"The model says that it was trained on {training.corpus} (recipe {training.corpus_recipe}), "

@@ -12,7 +12,7 @@ from jaxtyping import Float, Float32
 from autoseg.errors import UserError, all_of
 from autoseg.guidance.lexicon import Lexicon
 from autoseg.guidance.modalities import modality_of_channels
-from autoseg.guidance.prompts import sentences, sentences_of_labels
+from autoseg.guidance.prompts import sentences_of_labels, sentences_of_lexicon
 from autoseg.guidance.records import Precision, TowerRecord
 from autoseg.guidance.text_bank import TextBank, make_bank, mean_direction
 from autoseg.records import read_record
@@ -21,6 +21,7 @@ from vlm.export.towers import SentenceEncoder
 
 Control = Literal["random", "orthonormal"]
 CONTROLS: tuple[Control, ...] = get_args(Control)
+NOTHING = "no label was given, so there is nothing to encode. Name at least one label with a sentence."
 Prompts = Mapping[str, Sequence[str]]
 
 
@@ -36,7 +37,10 @@ class EncodedBank:
 def prompts_of_dataset(folder: Path, lexicon: Lexicon, modality: str | None = None) -> dict[str, tuple[str, ...]]:
     """Label → sentences of an nnU-Net dataset's labels, without the background and the ignored label.
 
-    modality : kind of device; by default what the dataset's channel names say.
+    The channel names only help to understand labels: what the sentences say is not tied to the device of these images,
+    since a segmenter that is guided by them should hold on others too.
+
+    modality : kind of device; the sentences then say how structures look there.
 
     Raises
     ------
@@ -47,13 +51,13 @@ def prompts_of_dataset(folder: Path, lexicon: Lexicon, modality: str | None = No
     labels = _label_names(manifest)
     if not labels:
         raise UserError(f"{folder / 'dataset.json'} names no label but the background; there is nothing to encode.")
-    return sentences_of_labels(labels, lexicon, modality or modality_of_channels(channels.values()),
-                               manifest.name or folder.resolve().name)
+    return sentences_of_labels(labels, lexicon, modality, manifest.name or folder.resolve().name,
+                               modality or modality_of_channels(channels.values()))
 
 
 def prompts_of_lexicon(lexicon: Lexicon, modality: str | None = None) -> dict[str, tuple[str, ...]]:
-    """Canonical name → sentences, of every entry."""
-    return {name: sentences(entry, modality) for name, entry in lexicon.entries.items()}
+    """Canonical name → sentences, of every entry but paired structures without a side: a bank gives their mean."""
+    return sentences_of_lexicon(lexicon, modality)
 
 
 # ---------------------------------------------------------------- banks
@@ -65,7 +69,7 @@ def encode_bank(prompts: Prompts, encoder: SentenceEncoder, precision: Precision
     UserError : a label without sentences.
     """
     if not prompts:
-        raise UserError("no label was given, so there is nothing to encode. Name at least one label with a sentence.")
+        raise UserError(NOTHING)
     if empty := [name for name, texts in prompts.items() if not texts or not all(text.strip() for text in texts)]:
         raise all_of([f"{name!r}: no sentence, or an empty one" for name in empty],
                      f"{len(empty)} labels have no words to encode:", "Give each label at least one sentence.")
@@ -86,8 +90,10 @@ def control_bank(
 
     Raises
     ------
-    UserError : more labels than dimensions cannot be at right angles.
+    UserError : no label; more labels than dimensions cannot be at right angles.
     """
+    if not names:
+        raise UserError(NOTHING)
     vectors = random_directions(names, dimension, seed) if kind == "random" else orthonormal(
         len(names), dimension, seed)
     tower = TowerRecord(name=f"{kind} (seed {seed})", kind=kind, sha256=None, seed=seed, corpus=None,

@@ -9,11 +9,18 @@ from autoseg.errors import UserError
 from autoseg.records import parse_record, read_record, write_record
 from vlm.export.records import Pooling, TextTowerRecord
 from vlm.export.towers import TOWER_RECORD, TOWER_WEIGHTS, build_tower
-from vlm.model.clip import CONFIG_NAME, RECORD_NAME, TEXT_NAME, WEIGHTS_NAME, refuse_other_hash
-from vlm.model.records import ForeignOpenClipFile, ModelRecord, OpenClipFile, Pooler, TextConfig
+from vlm.model.clip import (
+    CONFIG_NAME,
+    RECORD_NAME,
+    TEXT_NAME,
+    WEIGHTS_NAME,
+    read_model_files,
+    refuse_other_hash,
+)
+from vlm.model.records import ForeignOpenClipFile, ModelRecord, Pooler, TextConfig
 from vlm.model.tensor_files import load_exactly, read_tensors, weights_file, weights_sha256, write_tensors
 from vlm.model.text_folder import CONFIG_NAME as TEXT_CONFIG
-from vlm.model.text_folder import TOKENIZER_FILES, copy_text_files
+from vlm.model.text_folder import TOKENIZER_FILES, copy_text_files, text_sha256
 from vlm.model.tokenizer import Tokenizer
 
 POOLINGS: dict[Pooler, Pooling] = {"cls_last_hidden_state_pooler": "cls", "mean_pooler": "mean"}
@@ -47,6 +54,9 @@ def export_text(model: Path, output: Path) -> TextTowerRecord:
     UserError : the folder is no such model, its weights are not those of its record, or tensors do not fit.
     """
     source = _read_source(model)
+    if not source.weights.is_file():
+        raise UserError(f"{source.weights} does not exist; the model's weights were expected there.\n"
+                        "Copy the complete folder.")
     sha256 = weights_sha256(source.weights)
     if source.record is not None:
         refuse_other_hash(source.weights, sha256, source.record.weights_sha256)
@@ -60,7 +70,8 @@ def export_text(model: Path, output: Path) -> TextTowerRecord:
     told = {} if source.record is None else source.record.model_dump(include=set(KEPT))
     record = TextTowerRecord(**{"name": model.resolve().name} | told, pooling=pooling, projection=projection,
                              weights_sha256=write_tensors(tensors, output / TOWER_WEIGHTS), model_sha256=sha256,
-                             vocabulary_sha256=tokenizer.vocabulary_sha256(), dimension=source.dimension,
+                             vocabulary_sha256=tokenizer.vocabulary_sha256(),
+                             text_sha256=text_sha256(output / TEXT_NAME), dimension=source.dimension,
                              context_length=source.config.context_length)
     write_record(record, output / TOWER_RECORD)
     return record
@@ -68,8 +79,7 @@ def export_text(model: Path, output: Path) -> TextTowerRecord:
 
 def _read_source(folder: Path) -> _Source:
     if (folder / RECORD_NAME).is_file():
-        record = read_record(ModelRecord, folder / RECORD_NAME)
-        ours = read_record(OpenClipFile, folder / CONFIG_NAME, "Copy the complete model folder again.").model_cfg
+        record, ours = read_model_files(folder)
         text = folder / TEXT_NAME
         return _Source(ours.text_cfg, ours.embed_dim, text, text, folder / WEIGHTS_NAME, record)
     if not (folder / CONFIG_NAME).is_file():
@@ -88,7 +98,11 @@ def _read_source(folder: Path) -> _Source:
     if not here:
         raise UserError(f"{folder}: the config of its text tower {config.hf_model_name} is not here.\n"
                         f"Put its config.json and tokenizer files into {folder / TEXT_NAME}.")
-    return _Source(config, int(str(model_cfg["embed_dim"])), here[0], folder, weights_file(folder), None)
+    dimension = model_cfg.get("embed_dim")
+    if not isinstance(dimension, int) or dimension < 1:
+        raise UserError(f"{folder / CONFIG_NAME}: embed_dim is {dimension!r}; the number of an embedding's dimensions "
+                        "was expected.\nCopy the model's folder again.")
+    return _Source(config, dimension, here[0], folder, weights_file(folder), None)
 
 
 def _text_tensors(path: Path) -> dict[str, Tensor]:

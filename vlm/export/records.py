@@ -15,6 +15,7 @@ class TextTowerRecord(Record):
     """A text tower without its image tower; everything that encoding a sentence needs stands here or in `text`.
 
     weights_sha256 : of the tower's weights.safetensors. model_sha256 : of the whole model that it was taken from.
+    text_sha256 : of the config and tokenizer in `text`; None in folders of the first version.
     pooling : which vector stands for a text: that of the first token, or the mean over all tokens.
     context_length : tokens. dimension : of an embedding.
     initial, imported, training : as in the model's record: how the weights came to be.
@@ -25,6 +26,7 @@ class TextTowerRecord(Record):
     weights_sha256: Hex64
     model_sha256: Hex64
     vocabulary_sha256: Hex64
+    text_sha256: Hex64 | None = None
     pooling: Pooling
     projection: Projection
     context_length: Annotated[int, Field(ge=8)]

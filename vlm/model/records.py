@@ -13,6 +13,7 @@ Interpolation = Literal["bicubic", "bilinear"]
 ResizeMode = Literal["shortest", "longest", "squash"]
 Positive = Annotated[int, Field(ge=1)]
 Rgb = tuple[float, float, float]
+Spread = Annotated[float, Field(gt=0)]
 
 CLIP_MEAN: Rgb = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD: Rgb = (0.26862954, 0.26130258, 0.27577711)
@@ -83,7 +84,7 @@ class PreprocessConfig(Record):
     """
 
     mean: Rgb = CLIP_MEAN
-    std: Rgb = CLIP_STD
+    std: tuple[Spread, Spread, Spread] = CLIP_STD
     interpolation: Interpolation = "bicubic"
     resize_mode: ResizeMode = "shortest"
 
@@ -182,6 +183,8 @@ class ModelRecord(Record):
 
     weights_sha256 : of open_clip_model.safetensors; None as long as the model is only in memory.
     vocabulary_sha256 : of the tokenizer's words and their numbers: with another vocabulary the weights mean nothing.
+    config_sha256, text_sha256 : of open_clip_config.json, and of config and tokenizer in `text`: they say what is
+        computed with the weights. None in memory and in folders of the first version.
     image_size : pixels of a side. context_length : tokens. dimension : of an embedding.
     """
 
@@ -189,6 +192,8 @@ class ModelRecord(Record):
     name: str
     weights_sha256: Hex64 | None = None
     vocabulary_sha256: Hex64
+    config_sha256: Hex64 | None = None
+    text_sha256: Hex64 | None = None
     image_size: Positive
     preprocess: PreprocessConfig
     context_length: Positive

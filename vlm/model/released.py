@@ -1,5 +1,6 @@
 """UniMed-CLIP's released checkpoints as a model of ours: safely unpickled, strictly mapped."""
 
+import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -89,11 +90,12 @@ def import_released(
 
 
 def _facts(content: object) -> dict[str, str | int | float | bool | None]:
-    """Plain values at the checkpoint's top, numbers of numpy as Python's."""
+    """Plain values at the checkpoint's top, numbers of numpy as Python's; what JSON has no number for, as a word."""
     if not isinstance(content, Mapping) or "state_dict" not in content:
         return {}
     plain = {str(key): value.item() if isinstance(value, np.generic) else value for key, value in content.items()}
-    return {key: value for key, value in plain.items() if isinstance(value, str | int | float | bool | None)}
+    return {key: str(value) if isinstance(value, float) and not math.isfinite(value) else value
+            for key, value in plain.items() if isinstance(value, str | int | float | bool | None)}
 
 
 def _described(tensors: Mapping[str, Tensor]) -> str:

@@ -143,4 +143,8 @@ def _parts(index: Path) -> list[Path]:
     named = content.get("weight_map") if isinstance(content, dict) else None
     if not isinstance(named, dict) or not named:
         raise UserError(f"{index} names no shards (`weight_map`). Copy it again from its source.")
-    return [index.parent / Path(str(name)).name for name in sorted(set(named.values()))]
+    parts = [index.parent / Path(name).name for name in sorted(set(map(str, named.values())))]
+    if missing := [part.name for part in parts if not part.is_file()]:
+        raise UserError(f"{index} names files that are not there: {', '.join(missing)}.\n"
+                        "Copy the complete folder again.")
+    return parts

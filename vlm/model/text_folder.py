@@ -1,5 +1,6 @@
 """Folders of text towers: where a name leads to, which files belong to a tower, its weights read strictly."""
 
+import hashlib
 import importlib.util
 import logging
 import re
@@ -21,6 +22,8 @@ TOKENIZER_FILES = (
     "vocab.json", "merges.txt", "sentencepiece.bpe.model", "spiece.model", "tokenizer.model",
 )
 TEXT_FILES = (CONFIG_NAME, *TOKENIZER_FILES)
+SENTENCE_FILES = ("modules.json", "sentence_bert_config.json", "1_Pooling/config.json")
+"""Of sentence encoders: how the last layer is pooled, and how long a sentence may be."""
 LEFT_OUT_HEADS = ("pooler", "cls", "lm_head")
 """Parts of published text models that a CLIP's text tower has no place for: they serve other tasks."""
 OLD_NAMES = {"LayerNorm.gamma": "LayerNorm.weight", "LayerNorm.beta": "LayerNorm.bias"}
@@ -65,6 +68,16 @@ def copy_text_files(source: Path, target: Path, names: tuple[str, ...] = TEXT_FI
                 shutil.copyfile(source / name, temporary)
         else:
             (target / name).unlink(missing_ok=True)
+
+
+def text_sha256(folder: Path) -> str:
+    """SHA-256 of what belongs to a text tower but its weights: names and contents of its config and tokenizer files."""
+    digest = hashlib.sha256()
+    for name in TEXT_FILES:
+        if (folder / name).is_file():
+            content = (folder / name).read_bytes()
+            digest.update(f"{name} {len(content)}\n".encode() + content)
+    return digest.hexdigest()
 
 
 def load_text_weights(transformer: nn.Module, folder: Path, source: str) -> TowerStart:
@@ -121,7 +134,7 @@ def _download(hub_id: str, with_weights: bool) -> Path:
             return cached
     except Exception:  # not in the cache: what the hub's library raises has classes of three libraries
         logger.info("%s is fetched from the hub", hub_id)
-    patterns = [*TEXT_FILES]
+    patterns = [*TEXT_FILES, *SENTENCE_FILES]
     try:
         if with_weights:
             there = HfApi().list_repo_files(hub_id)

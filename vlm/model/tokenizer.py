@@ -18,9 +18,10 @@ Padding = Literal["longest", "full"]
 
 KNOWN_WORDS = (
     "the image shows a left and right of with in no", "liver kidney spleen heart lung brain bladder",
-    "scan tumor normal chest abdomen pelvis artery vein bone",
+    "scan tumor normal chest abdomen pelvis artery vein bone", "The CT Image MRI",
 )
-"""Any tokenizer of English text knows these words, whole or in pieces."""
+"""Any tokenizer of English text knows these words, whole or in pieces. The last ones are unknown where a vocabulary of
+small letters lost the setting that makes letters small."""
 
 
 class EncodedTexts(NamedTuple):
