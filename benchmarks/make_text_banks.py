@@ -9,7 +9,8 @@ import argparse
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from autoseg.guidance.lexicon import load_lexicon
@@ -43,9 +44,15 @@ def write_small(name: str, make: MakeBank) -> None:
                      f"{told.mean}, from {told.min} to {told.max}, {told.near_collinear_count} pairs near-collinear\n")
 
 
-def encoded_by(tower: str) -> MakeBank:
-    """A maker of banks from a tower."""
-    return lambda prompts: encode_bank(prompts, open_tower(tower), "float16").bank
+def encoded_by(tower: str, facts: Mapping[str, str] | None = None) -> MakeBank:
+    """A maker of banks from a tower. facts : of its record, which the tower's folder does not say."""
+
+    def make(prompts: Prompts) -> TextBank:
+        encoder = open_tower(tower)
+        told = encoder.tower.model_copy(update=dict(facts or {}))
+        return encode_bank(prompts, replace(encoder, tower=told), "float16").bank
+
+    return make
 
 
 def main() -> None:
@@ -58,10 +65,14 @@ def main() -> None:
     }
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tower", help="folder that vlm export-text wrote: becomes lexicon-clip")
+    parser.add_argument("--name", help="of that tower, as the bank's record gives it; by default its model's folder")
+    parser.add_argument("--licence", help="of that tower, in words")
     parser.add_argument("--only", nargs="+", help="names of banks to write")
     arguments = parser.parse_args()
     if arguments.tower is not None:
-        makers = {"lexicon-clip": encoded_by(arguments.tower), **makers}
+        facts = {"name": arguments.name, "licence": arguments.licence}
+        told = {key: text for key, text in facts.items() if text is not None}
+        makers = {"lexicon-clip": encoded_by(arguments.tower, told), **makers}
     wanted = arguments.only or list(makers)
     if unknown := sorted(set(wanted) - set(makers)):
         parser.error(f"no bank is called {', '.join(unknown)}; there are {', '.join(makers)}")

@@ -165,11 +165,12 @@ PAIRS_KEPT = 100
 
 
 class Interval(Record):
-    """A measured value with its confidence interval."""
+    """A measured value with its confidence interval. measure : what was measured, in words."""
 
     value: float
     low: float
     high: float
+    measure: str = ""
 
 
 class TowerRecord(Record):

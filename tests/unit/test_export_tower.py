@@ -62,7 +62,8 @@ def test_a_tower_says_where_it_comes_from(tmp_path, model):
     tower = open_tower(str(tmp_path / "tower")).tower
     assert (tower.name, tower.kind, tower.sha256) == ("tiny", "clip", record.weights_sha256)
     assert tower.scores == {"r@1": 0.5} and tower.licence == "of the images" and "mini-corpus" in tower.corpus
-    assert tower.better_than_start.model_dump() == {"value": 0.1, "low": 0.05, "high": 0.15}
+    assert tower.better_than_start.model_dump() == {
+        "value": 0.1, "low": 0.05, "high": 0.15, "measure": "R@1"}
     assert all(name.startswith(("transformer.", "proj.")) for name in load_file(
         tmp_path / "tower" / "weights.safetensors")), "no vision tower"
     assert str(tmp_path) not in (tmp_path / "tower" / "tower.json").read_text()

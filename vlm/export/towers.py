@@ -208,4 +208,4 @@ def _better(training: TrainingFacts | None) -> Interval | None:
     better = training.better_than_start if training is not None else None
     if better is None or better.low is None or better.high is None:
         return None
-    return Interval(value=better.value, low=better.low, high=better.high)
+    return Interval(value=better.value, low=better.low, high=better.high, measure=better.measure)
