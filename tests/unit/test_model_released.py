@@ -204,8 +204,9 @@ def test_every_tensor_that_does_not_fit_is_listed_with_what_the_file_is(tmp_path
 @pytest.mark.parametrize("content", [b"", b"not a checkpoint", b"PK\x03\x04 half a zip"])
 def test_files_that_are_no_checkpoint_are_said(tmp_path, content):
     (tmp_path / "x.pt").write_bytes(content)
-    with pytest.raises(UserError, match="cannot be read as tensors"):
+    with pytest.raises(UserError, match="cannot be read as tensors") as refusal:
         read_released(tmp_path / "x.pt")
+    assert "weights_only" not in str(refusal.value), "torch's own advice would run what is in the file"
 
 
 def test_a_checkpoint_without_tensors_is_said(tmp_path):

@@ -125,8 +125,9 @@ def _refused(path: Path, error: Exception) -> UserError:
         return UserError(f"{path} holds more than tensors and numbers, so it was not unpickled: {what}.\n"
                          "Unpickling such objects can run any code. If you trust the file, load it yourself and save "
                          "its state dict alone: torch.save(state_dict, FILE).")
-    reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
-    return UserError(f"{path} cannot be read as tensors: {reason}\n"
+    # torch's own words would advise to load it with weights_only=False, which runs what is in it.
+    return UserError(f"{path} cannot be read as tensors ({type(error).__name__}): it is cut short, or no file of torch."
+                     "\n"
                      "A file that torch.save wrote from a state dict was expected; copy it again from its source.")
 
 
