@@ -124,6 +124,8 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=1, help="of open_clip's loader")
     parser.add_argument("--dry", action="store_true", help="write no results")
     arguments = parser.parse_args()
+    if arguments.steps <= 2 * LOG_STEPS:
+        parser.error(f"--steps {arguments.steps}: more than {2 * LOG_STEPS} are needed, of which the last are counted")
     results = {}
     for context in arguments.contexts:
         model = write_model(arguments.work, context)

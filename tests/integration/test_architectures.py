@@ -53,7 +53,12 @@ def test_one_plan_holds_all_architectures_over_one_store(run: Path) -> None:
     assert optimizers["resenc"] == optimizers["plain"] == "sgd" and optimizers["hybrid"] == "adamw"
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+SLOW = ("unetr", "swin-unetr")
+"""Half a minute between them, whose steps are tested one by one elsewhere: `make test-all` runs them end to end."""
+
+
+@pytest.mark.parametrize("architecture", [
+    pytest.param(name, marks=pytest.mark.slow) if name in SLOW else name for name in ARCHITECTURES])
 def test_an_architecture_trains_predicts_and_reads_back(run: Path, tmp_path: Path, architecture: str) -> None:
     assert train(run=run, architecture=architecture, preset="quick", epochs=1, steps_per_epoch=2, device="cpu") == 0  # type: ignore[arg-type]
     network, info = read_model(run / "models" / architecture / "2d" / "fold_0")
