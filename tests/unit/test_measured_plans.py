@@ -58,6 +58,7 @@ def candidates(fingerprint: Fingerprint, configuration: ConfigurationName = "3d_
 CANDIDATES = {"3d_fullres": candidates(LARGE_CT), "2d": candidates(LARGE_CT, "2d")}
 
 
+@pytest.mark.slow  # twenty seconds of searching; what it holds together is tested part by part below
 @settings(max_examples=15)
 @given(
     st.sampled_from(["3d_fullres", "2d"]), st.floats(0.3, 6.0), st.floats(0.0, 2.0), st.sampled_from([0.0, 0.25, 1.0]),
