@@ -25,7 +25,7 @@ demo: $(INSTALLED)
 	$(BIN)/autoseg demo
 
 test: $(INSTALLED_DEV)
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest -m "not slow" -n 2
 
 test-all: $(INSTALLED_DEV)
 	$(BIN)/python -m pytest

@@ -24,6 +24,7 @@ New here? `autoseg demo` shows all four on a phantom in a few minutes.
 COMMANDS = {
     "plan": "Measure a dataset, decide spacing, patch, batch and network, and preprocess it.",
     "pretrain-init": "Learn first weights from a fold's training images, without labels.",
+    "prompts": "Show what a dataset's labels mean in words, and write their sentences into a file to edit.",
     "train": "Train one fold of a planned dataset; predict and score its validation cases at the end.",
     "predict": "Segment a folder of images; masks land on the images' own grids.",
     "evaluate": "Score masks against reference labels: Dice, surface Dice, HD95, volumes.",

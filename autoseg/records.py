@@ -1,9 +1,10 @@
-"""Frozen JSON records: the files we own refuse unknown keys, foreign files ignore them; every write is atomic."""
+"""Frozen records in JSON and TOML: files we own refuse unknown keys, foreign ones ignore them; writes are atomic."""
 
 import errno
 import hashlib
 import json
 import os
+import tomllib
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -63,6 +64,15 @@ def parse_record(kind: type[AnyRecord], content: object, path: Path, hint: str =
         ]
         message = "\n".join([f"{path} does not hold what was expected:", *problems])
         raise UserError(f"{message}\n{hint}".rstrip()) from None
+
+
+def parse_toml(kind: type[AnyRecord], text: str, path: Path, hint: str = "") -> AnyRecord:
+    """The record in TOML text; UserError with `path`, every key that is missing, unknown or ill-typed, and `hint`."""
+    try:
+        content = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise UserError(f"{path} is not valid TOML: {error}.\nCorrect the file. {hint}".rstrip()) from None
+    return parse_record(kind, content, path, hint or "Correct the file.")
 
 
 def write_record(record: BaseModel, path: Path) -> None:

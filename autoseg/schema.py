@@ -11,7 +11,7 @@ CHECKPOINTED: tuple[ArchitectureName, ...] = ("plain", "resenc", "hybrid")
 """Architectures of ours, whose first stages can be recomputed; the others are libraries' or published as they are."""
 OptimizerName = Literal["sgd", "adamw"]
 ConfigurationName = Literal["2d", "3d_fullres", "3d_lowres"]
-NormalizationScheme = Literal["ct", "zscore", "rescale_to_0_1", "rgb_to_0_1", "nonorm"]
+NormalizationScheme = Literal["ct", "zscore", "rescale_to_0_1", "rgb_to_0_1", "nonorm", "percentile", "rank"]
 
 
 # ---------------------------------------------------------------- dataset.json (nnU-Net v2, v1 and MSD)
@@ -269,6 +269,29 @@ class StoredCase(Record):
 
 
 # ---------------------------------------------------------------- models/…/model.json
+class TextGuidanceFacts(Record):
+    """The words that a model was trained with; its vectors lie in `guidance.safetensors`. Prediction uses none of it.
+
+    Attributes
+    ----------
+    route, geometry : the values of --text-route and --text-geometry.
+    names : the plan's foreground labels; matched: the bank's name for each.
+    distractors : names of the bank that stood as wrong answers.
+    bank_sha256 : of the bank's names and vectors. tower, tower_sha256 : what made them; no hash where chance did.
+    tensors_sha256 : of guidance.safetensors.
+    """
+
+    route: str
+    geometry: str
+    names: tuple[str, ...]
+    matched: tuple[str, ...]
+    distractors: tuple[str, ...]
+    bank_sha256: str
+    tower: str
+    tower_sha256: str | None
+    tensors_sha256: str | None
+
+
 class CheckpointInfo(Record):
     """Everything needed to predict with `weights.safetensors` and to say how the weights came to be.
 
@@ -288,6 +311,7 @@ class CheckpointInfo(Record):
     labels: dict[str, int]
     store: StoreRecord
     mirror_axes: tuple[int, ...]
+    text_guidance: TextGuidanceFacts | None = None
     training: dict[str, str | int | float | bool | None]
     steps: int
     seconds: float

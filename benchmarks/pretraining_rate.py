@@ -36,6 +36,7 @@ from autoseg.planning.planner import store_record
 from autoseg.schema import Plan
 from autoseg.training.draws import DrawSettings
 from autoseg.training.loop import TrainingJob, train_step
+from autoseg.training.objective import Objective, Step
 from autoseg.training.optimization import make_optimizer
 from autoseg.training.probe import to_device_layout
 from autoseg.training.settings import load_preset
@@ -120,8 +121,10 @@ def measure(arguments: argparse.Namespace, plan: Plan, configuration: str, archi
             build_network(architecture, session.network_plan, len(plan.channel_names), len(plan.labels)), device)
         patches = stack.enter_context(open_patches(store, [case.id for case in cases], session.network_plan,
                                                    DrawSettings(seed=0), device, 2**33, 1))
+        objective = Objective(supervised, None, network.batch_dice, 0)
+        objective.precision = precision
         job = TrainingJob(
-            supervised, make_optimizer(supervised, session.optimizer), session.optimizer,
+            supervised, supervised, objective, make_optimizer(supervised, session.optimizer), session.optimizer,
             torch.amp.GradScaler("cpu", enabled=False), patches, None, settings, network.batch_dice,
             tuple(plan.labels)[1:], device, precision, 0)
         seconds = {"pretraining": [], "training": []}
@@ -136,7 +139,7 @@ def measure(arguments: argparse.Namespace, plan: Plan, configuration: str, archi
                         pretrain_step(running, state)
                     else:
                         batch = patches.batch(step)
-                        train_step(job, step, batch.image, batch.labels, 1e-3)
+                        train_step(job, Step(step, 0.0), batch, 1e-3)
                 taken.append((clock(device) - start) / STEPS)
     rates = {name: round(1 / float(np.median(times[1:])), 3) for name, times in seconds.items()}
     return {**rates, "ratio": round(rates["pretraining"] / rates["training"], 3), "rounds": arguments.rounds,

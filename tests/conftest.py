@@ -12,6 +12,16 @@ settings.load_profile("repeatable")
 
 install_import_hook("autoseg", "beartype.beartype")
 
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Processes that share a machine (pytest -n) take one thread each: threads that wait for each other are slow."""
+    if hasattr(config, "workerinput"):
+        import torch
+
+        torch.set_num_threads(1)
+
+
 REAL_DATA = Path(__file__).resolve().parents[2] / "shared" / "data" / "seg"
 
 

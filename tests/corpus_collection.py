@@ -7,11 +7,11 @@ import numpy as np
 from corpus_published_layouts import table
 from PIL import Image
 
+from autoseg.records import parse_toml
 from vlm.corpus import building
 from vlm.corpus.captions.backends import GrammarWriter
 from vlm.corpus.sourcing import PresentSource
 from vlm.corpus.stored_pairs import read_manifest, read_pairs, shard_path
-from vlm.corpus.toml_files import parse_toml
 from vlm.schema import SourceCard
 
 CARD = """

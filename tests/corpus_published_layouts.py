@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from autoseg.records import parse_toml
 from vlm.corpus.readers import read_source
 from vlm.corpus.rows import Reject, SourceRow
-from vlm.corpus.toml_files import parse_toml
 from vlm.schema import Layout, SourceCard
 
 CARDS = Path(__file__).parents[1] / "presets" / "vlm" / "sources"

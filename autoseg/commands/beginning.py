@@ -23,7 +23,10 @@ logger = logging.getLogger("autoseg")
 
 @dataclass(frozen=True)
 class Asked:
-    """The options of `train` that decide how it begins. `name` is None where the user gave none."""
+    """The options of `train` that decide how it begins. `name` is None where the user gave none.
+
+    `switched_on` : what a model's own name adds for the method of training ("+gin+text"); first weights do not have it.
+    """
 
     run: Path
     name: str | None
@@ -32,6 +35,17 @@ class Asked:
     fold: str
     init: str
     resume: bool
+    switched_on: str = ""
+
+    @property
+    def from_scratch(self) -> str:
+        """The model's name where its weights are drawn."""
+        return self.name or f"{self.architecture}{self.switched_on}"
+
+    @property
+    def with_init(self) -> str:
+        """The model's name where it begins with first weights."""
+        return self.name or f"{self.architecture}+init{self.switched_on}"
 
 
 @dataclass(frozen=True)
@@ -80,27 +94,26 @@ def choose_beginning(asked: Asked) -> Beginning:
     with.
     """
     own = init_folder(asked.run, asked.name or asked.architecture, asked.configuration, asked.fold)
-    with_init = asked.name or f"{asked.architecture}+init"
     if asked.resume and asked.init == "auto":
-        return _continued(asked, with_init)
+        return _continued(asked)
     if asked.init == "scratch":
-        return Beginning(asked.name or asked.architecture)
+        return Beginning(asked.from_scratch)
     if asked.init != "auto":
-        return Beginning(with_init, Path(asked.init))
+        return Beginning(asked.with_init, Path(asked.init))
     if is_finished(own):
         logger.info("--init auto: first weights from %s", own)
-        return Beginning(with_init, own, is_own=True)
+        return Beginning(asked.with_init, own, is_own=True)
     _say_none(asked, own)
-    return Beginning(asked.name or asked.architecture)
+    return Beginning(asked.from_scratch)
 
 
-def _continued(asked: Asked, with_init: str) -> Beginning:
+def _continued(asked: Asked) -> Beginning:
     """The training to continue: with first weights where one is under way, else the one from scratch."""
-    for name in dict.fromkeys((with_init, asked.name or asked.architecture)):
+    for name in dict.fromkeys((asked.with_init, asked.from_scratch)):
         folder = model_folder(asked.run, name, asked.configuration, asked.fold)
         if (folder / "resume").is_dir():
             return Beginning(name, continued=read_started_with(folder))
-    return Beginning(asked.name or asked.architecture)
+    return Beginning(asked.from_scratch)
 
 
 def _say_none(asked: Asked, own: Path) -> None:

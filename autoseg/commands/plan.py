@@ -27,7 +27,14 @@ from autoseg.data.store import store_folder
 from autoseg.errors import UserError
 from autoseg.output import write_json_object, write_stdout
 from autoseg.planning.fingerprint import measure, same_facts
-from autoseg.planning.planner import ArchitectureChoice, PlanSettings, add_architecture, decide_plan, store_record
+from autoseg.planning.planner import (
+    ArchitectureChoice,
+    NormalizationWanted,
+    PlanSettings,
+    add_architecture,
+    decide_plan,
+    store_record,
+)
 from autoseg.planning.summary import describe_plan
 from autoseg.progress import readable_seconds
 from autoseg.recording import recorded
@@ -52,6 +59,11 @@ def plan(  # noqa: PLR0913 (a command's options)
     ] = None,
     preset_size: Annotated[Literal["M", "L", "XL"] | None, Parameter(help="nnU-Net's residual presets.")] = None,
     nnunet_parity: Annotated[bool, Parameter(negative=(), help="Keep nnU-Net's numbers even where silly.")] = False,
+    normalization: Annotated[
+        NormalizationWanted,
+        Parameter(help="`auto`: by the channels' names. `percentile`, `rank`: of each image by itself, for networks "
+                       "that must survive another scanner or sequence. On a planned run this changes the plan."),
+    ] = "auto",
     preprocess: Annotated[bool, Parameter(name="--preprocess", help="Off: only measure and decide.")] = True,
     explain: Annotated[
         bool, Parameter(negative=(), help="Show every stage: shape, stride, mm, channels, tokens, costs.")
@@ -79,7 +91,7 @@ def plan(  # noqa: PLR0913 (a command's options)
         workers = default_workers() if workers is None else _positive(workers)
         settings = PlanSettings(
             memory_gib=memory_gib, architecture=architecture, configurations=_configurations(configurations),
-            preset_size=preset_size, nnunet_parity=nnunet_parity,
+            preset_size=preset_size, nnunet_parity=nnunet_parity, normalization=normalization,
         )
         opened = open_dataset(dataset)
         _refuse_another_dataset(run, opened)

@@ -4,7 +4,7 @@ import logging
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
@@ -12,6 +12,7 @@ from autoseg.commands.beginning import Asked, check_name, choose_beginning, mode
 from autoseg.commands.options import DEFAULT_RUN, DEFAULT_SEED, DeviceOption, JsonOption, RunOption, SeedOption
 from autoseg.commands.plan import default_configuration, read_plan
 from autoseg.commands.stopping import stop_on_signals
+from autoseg.commands.training_method import name_of_method, plan_to_train
 from autoseg.data.dataset import Case, Dataset, open_dataset
 from autoseg.data.parallel import default_workers
 from autoseg.data.preprocessing import preprocess_dataset
@@ -34,7 +35,20 @@ from autoseg.records import storage_error, write_record
 from autoseg.schema import ArchitectureName, CheckpointInfo, ConfigurationName, Plan, Scores
 from autoseg.training.optimization import resolve_optimizer
 from autoseg.training.session import Session, read_resume_settings, train_session
-from autoseg.training.settings import MirrorChoice, OptimizerChoice, TrainSettings, load_preset, override
+from autoseg.training.settings import (
+    DomainGeneralization,
+    MirrorChoice,
+    NormalizationChoice,
+    OptimizerChoice,
+    TextGeometry,
+    TextRoute,
+    TrainSettings,
+    load_preset,
+    override,
+)
+
+if TYPE_CHECKING:
+    from autoseg.training.guiding import Words
 
 logger = logging.getLogger("autoseg")
 
@@ -69,6 +83,32 @@ def train(  # noqa: PLR0913 (a command's options)
     mirror: Annotated[
         MirrorChoice | None, Parameter(help="`auto`: not left-right where labels differ only in side.")
     ] = None,
+    domain_generalization: Annotated[
+        DomainGeneralization | None,
+        Parameter(help="Views of the images that make the network survive another scanner, sequence or modality: "
+                       "`gin` random convolutions, `slaug` curves per organ (two passes), `ccsdg` content and style "
+                       "(three passes)."),
+    ] = None,
+    normalization: Annotated[
+        NormalizationChoice | None,
+        Parameter(help="`percentile` or `rank`: of each image by itself. `auto`: the plan's, or what domain "
+                       "generalization needs."),
+    ] = None,
+    text_guided: Annotated[
+        bool, Parameter(negative=(), help="Train with the labels' words, as vectors of a text bank.")
+    ] = False,
+    text_bank: Annotated[
+        str | None, Parameter(help="A folder that `vlm encode-labels` wrote, or a bank of autoseg's own by name.")
+    ] = None,
+    text_geometry: Annotated[
+        TextGeometry | None,
+        Parameter(help="How the vectors lie: `centred` or `raw`; the others are controls, which words must beat."),
+    ] = None,
+    text_route: Annotated[
+        TextRoute | None,
+        Parameter(help="How words act: `alignment` of region features, class `heads` made of the vectors, or the "
+                       "regions' `gram` matrix."),
+    ] = None,
     resume: Annotated[bool, Parameter(negative=(), help="Continue an interrupted or finished training.")] = False,
     overwrite: Annotated[bool, Parameter(negative=(), help="Delete this model's fold and train anew.")] = False,
     device: DeviceOption = "auto",
@@ -79,20 +119,26 @@ def train(  # noqa: PLR0913 (a command's options)
     plan = read_plan(run)
     configuration = configuration or default_configuration(plan)
     architecture = known_architecture(plan, run, configuration, architecture)
-    beginning = choose_beginning(Asked(run, name, architecture, configuration, fold, init, resume))
+    choices = {"epochs": epochs, "steps_per_epoch": steps_per_epoch, "max_minutes": max_minutes, "mirror": mirror,
+               "optimizer": optimizer, "learning_rate": learning_rate, "domain_generalization": domain_generalization,
+               "normalization": normalization, "text_guided": text_guided or None, "text_geometry": text_geometry,
+               "text_route": text_route}
+    method = name_of_method(_asked_settings(preset, choices, resume, text_bank))
+    beginning = choose_beginning(Asked(run, name, architecture, configuration, fold, init, resume, method))
     name = check_name(beginning.model_name)
     folder = model_folder(run, name, configuration, fold)
-    choices = {"epochs": epochs, "steps_per_epoch": steps_per_epoch, "max_minutes": max_minutes, "mirror": mirror,
-               "optimizer": optimizer, "learning_rate": learning_rate}
     with recorded("train", run, seed) as recording:
         dataset = open_dataset(Path(plan.dataset))
         cases = {case.id: case for case in dataset.cases}
         split = training_cases(read_splits(run / "splits.json", list(cases)), fold, list(cases))
         settings = _settings(folder, preset, resume, choices)
         planned = plan.configurations[configuration].networks[architecture]
-        store = training_store(run, dataset, plan, configuration)
         held_out = [] if fold == "all" else [cases[case] for case in split[1]]
-        first = beginning.read((architecture, planned, store.record), len(plan.channel_names), held_out)
+        first = beginning.read((architecture, planned, store_record(plan, configuration)), len(plan.channel_names),
+                               held_out)
+        plan = plan_to_train(plan, configuration, settings)
+        words = _words(plan, text_bank, settings, seed)
+        store = training_store(run, dataset, plan, configuration)
         used = resolve_optimizer(planned.optimizer, RECIPES, settings)
         chosen_device = choose_device(device)
         recording.device = str(chosen_device)
@@ -102,6 +148,7 @@ def train(  # noqa: PLR0913 (a command's options)
             settings=settings, optimizer=used if first is None else with_warmup(used), seed=seed, store=store,
             train_ids=split[0], validation_ids=tuple(case.id for case in held_out), folder=folder,
             device=chosen_device, versions=versions(), first_weights=first,
+            words=words,
         )
         recording.inputs.update(dataset=str(dataset.root), plan=session.plan_hash,
                                 init="scratch" if first is None else first.sha256)
@@ -145,6 +192,26 @@ def _settings(folder: Path, preset: str | None, resume: bool, choices: Mapping[s
     """Settings of a new training from its preset; of a resumed one from what it was started with."""
     started = read_resume_settings(folder) if resume and preset is None else None
     return override(started or load_preset(preset or "default"), **choices)
+
+
+def _asked_settings(
+    preset: str | None, choices: Mapping[str, object], resume: bool, text_bank: str | None
+) -> TrainSettings:
+    """The settings as the command line names them; UserError for words without --text-guided."""
+    settings = override(load_preset(preset or "default"), **choices)
+    given = {"--text-bank": text_bank, "--text-geometry": choices["text_geometry"],
+             "--text-route": choices["text_route"]}
+    if not settings.text_guided and not resume and (named := [name for name, value in given.items() if value]):
+        raise UserError(f"{', '.join(named)}: only a text-guided training has words. Add --text-guided.")
+    return settings
+
+
+def _words(plan: Plan, text_bank: str | None, settings: TrainSettings, seed: int) -> "Words | None":
+    if not settings.text_guided:
+        return None
+    from autoseg.training.guiding import read_words
+
+    return read_words(plan, text_bank, settings, seed)
 
 
 def clear_folder(folder: Path) -> None:

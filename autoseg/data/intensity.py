@@ -1,4 +1,10 @@
-"""Intensity normalization of one channel of a case: nnU-Net's five schemes."""
+"""Intensity normalization of one channel of a case: nnU-Net's five schemes, and two of each image by itself.
+
+`percentile` and `rank` use nothing of the dataset, so an image of another scanner, sequence or modality is treated by
+the same rule as those of training. Both give 0 … SPAN with air at exactly 0, which is also what padding is. Body is
+what lies above 3 % of the way from an image's 0.5 to its 99.5 percentile; where air is bright (an inverted X-ray), air
+counts as body.
+"""
 
 from collections.abc import Callable, Iterator, Sequence
 
@@ -14,6 +20,15 @@ Normalizer = Callable[[Channel, Mask | None, IntensityStatistics], Channel]
 
 SMALLEST_DIVISOR = 1e-8  # nnU-Net's guard for constant images
 VOXELS_AT_A_TIME = 1 << 20
+
+SPAN = 4.0
+"""The range of `percentile` and `rank`: about four standard deviations of an image, as wide as z-scores are."""
+EXTREMES = (0.5, 99.5)
+"""Percentiles between which an image's values are taken seriously."""
+AIR_SHARE = 0.03
+DARKEST_RANK = 0.05
+"""Of the body in a `rank` image, as a share of the span: the gap to air."""
+RANK_TABLE = 4096
 
 
 def normalize(
@@ -96,12 +111,57 @@ def keep(channel: Channel, _: Mask | None, __: IntensityStatistics) -> Channel:
     return channel
 
 
+def scale_percentiles(channel: Channel, _: Mask | None, __: IntensityStatistics) -> Channel:
+    """The body's 0.5 and 99.5 percentiles become 0 and SPAN, in between linearly, beyond them clipped; air is 0."""
+    body = _body(channel)
+    if body is None:
+        return np.zeros_like(channel)
+    low, high = np.percentile(channel[body], EXTREMES)
+    channel -= np.float32(low)
+    channel *= np.float32(SPAN / max(float(high - low), SMALLEST_DIVISOR))
+    np.clip(channel, 0, SPAN, out=channel)
+    channel[~body] = 0
+    return channel
+
+
+def scale_ranks(channel: Channel, _: Mask | None, __: IntensityStatistics) -> Channel:
+    """The share of the body's voxels that are darker (half of those that are equal), 5 % to 100 % of SPAN; air is 0.
+
+    A histogram map of the image alone: any increasing change of intensities that leaves the body as it is changes
+    nothing. Shares are tabulated at 4,096 values at most, between which they are interpolated.
+    """
+    body = _body(channel)
+    if body is None:
+        return np.zeros_like(channel)
+    values, counts = np.unique(channel[body], return_counts=True)
+    shares = (np.cumsum(counts) - counts / 2) / counts.sum()
+    if len(values) > RANK_TABLE:
+        # Equally many voxels between entries, so the error of a share is at most one part of the table.
+        kept = np.unique(np.searchsorted(shares, np.linspace(shares[0], shares[-1], RANK_TABLE)))
+        values, shares = values[kept], shares[kept]
+    ranks = np.interp(channel.reshape(-1), values, SPAN * (DARKEST_RANK + (1 - DARKEST_RANK) * shares))
+    channel.reshape(-1)[:] = ranks
+    channel[~body] = 0
+    return channel
+
+
+def _body(channel: Channel) -> Mask | None:
+    """Voxels that are not air; None in an image of one value."""
+    low, high = np.percentile(channel, EXTREMES)
+    if not high > low:
+        low, high = float(channel.min()), float(channel.max())
+    body = channel > low + AIR_SHARE * (high - low)
+    return body if body.any() else None
+
+
 NORMALIZERS: dict[NormalizationScheme, Normalizer] = {
     "ct": clip_and_scale,
     "zscore": standardize,
     "rescale_to_0_1": rescale,
     "rgb_to_0_1": scale_bytes,
     "nonorm": keep,
+    "percentile": scale_percentiles,
+    "rank": scale_ranks,
 }
 
 

@@ -73,28 +73,44 @@ def entries_of_labels(
     labels: Sequence[str], lexicon: Lexicon, modality: str | None = None, dataset: str | None = None
 ) -> dict[str, Entry]:
     """Label → entry, in the order of the labels, without the background; raises what `sentences_of_labels` raises."""
-    kind = None if modality is None else as_modality(modality)
-    contexts = (CONTEXT.get(kind, ()), (dataset,) if dataset else (), labels)
+    found, problems = match_labels(labels, lexicon, modality, dataset)
+    texts = list(problems.values())
+    if len(texts) == 1:
+        raise UserError(texts[0])
+    if texts:
+        raise all_of([text.replace("\n", "\n    ") for text in texts],
+                     f"{len(texts)} of {len(found) + len(texts)} labels have no words of their own:",
+                     "Mend these labels, then try again.")
+    return found
+
+
+def match_labels(
+    labels: Sequence[str], lexicon: Lexicon, modality: str | None = None, dataset: str | None = None
+) -> tuple[dict[str, Entry], dict[str, str]]:
+    """(label → entry, label → why it has none): every label but the background stands in one of the two."""
+    contexts = contexts_of(labels, modality, dataset)
     found: dict[str, Entry] = {}
-    problems: list[str] = []
-    kept = [label for label in labels if not is_background(label)]
-    for label in kept:
+    problems: dict[str, str] = {}
+    for label in (label for label in labels if not is_background(label)):
         try:
             entry = lexicon.find(label, *contexts)
         except UserError as error:
-            problems.append(str(error))
+            problems[label] = str(error)
             continue
         if twins := [other for other, known in found.items() if known.canonical == entry.canonical]:
-            problems.append(f"{label!r} and {twins[0]!r} are both {entry.canonical!r}: they would share one vector.\n"
-                            "Give one of them an entry of its own in a lexicon file.")
+            problems[label] = (f"{label!r} and {twins[0]!r} are both {entry.canonical!r}: they would share one "
+                               "vector.\nGive one of them an entry of its own in a lexicon file.")
+            continue
         found[label] = entry
-    if len(problems) == 1:
-        raise UserError(problems[0])
-    if problems:
-        raise all_of([problem.replace("\n", "\n    ") for problem in problems],
-                     f"{len(problems)} of {len(kept)} labels have no words of their own:",
-                     "Mend these labels, then try again.")
-    return found
+    return found, problems
+
+
+def contexts_of(
+    labels: Sequence[str], modality: str | None = None, dataset: str | None = None
+) -> tuple[Sequence[str], ...]:
+    """What tells which "tumor" is meant, for `Lexicon.find`: the kind of device, the dataset's name, the labels."""
+    kind = None if modality is None else as_modality(modality)
+    return CONTEXT.get(kind, ()), (dataset,) if dataset else (), labels
 
 
 def _images(entry: Entry, modality: Modality | None) -> list[str]:

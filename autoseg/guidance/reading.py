@@ -1,16 +1,12 @@
 """Lexicon files → entries: TOML parsed and checked, both sides of paired structures written out."""
 
-import tomllib
 from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
-from typing import TypeVar
 
 from autoseg.errors import UserError
 from autoseg.guidance.records import Entry, EntrySide, LexiconFile, Modality, Side, SidedTexts, Structure, TissueFile
-from autoseg.records import Record, parse_record
-
-AnyRecord = TypeVar("AnyRecord", bound=Record)
+from autoseg.records import parse_toml
 
 FOLDER = "presets/anatomy"
 TISSUES = "tissues.toml"
@@ -29,7 +25,7 @@ def shipped_structures() -> Written:
         if name == TISSUES:
             continue
         path = Path(FOLDER) / name
-        for structure, value in structures_of(parse_toml(LexiconFile, text, path), tissues, path).items():
+        for structure, value in structures_of(parse_toml(LexiconFile, text, path, HOW_TO_ADD), tissues, path).items():
             if structure in written:
                 raise UserError(f"{path}: {structure!r} stands in {written[structure][1]} already.")
             written[structure] = value
@@ -38,7 +34,7 @@ def shipped_structures() -> Written:
 
 def shipped_tissues() -> Mapping[str, dict[Modality, str]]:
     """How kinds of tissue look: presets/anatomy/tissues.toml."""
-    return parse_toml(TissueFile, _shipped_texts()[TISSUES], Path(FOLDER) / TISSUES).tissues
+    return parse_toml(TissueFile, _shipped_texts()[TISSUES], Path(FOLDER) / TISSUES, HOW_TO_ADD).tissues
 
 
 def extra_structures(path: Path) -> Written:
@@ -49,7 +45,7 @@ def extra_structures(path: Path) -> Written:
         raise UserError(f"{path} does not exist; a lexicon file (TOML) was expected.\n{HOW_TO_ADD}") from None
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path} is not readable UTF-8 text: {error}.\n{HOW_TO_ADD}") from None
-    return structures_of(parse_toml(LexiconFile, text, path), shipped_tissues(), path)
+    return structures_of(parse_toml(LexiconFile, text, path, HOW_TO_ADD), shipped_tissues(), path)
 
 
 def structures_of(file: LexiconFile, tissues: Mapping[str, dict[Modality, str]], path: Path) -> Written:
@@ -71,15 +67,6 @@ def entries_of(name: str, structure: Structure) -> tuple[Entry, ...]:
     if not structure.sides:
         return (_entry(name, structure, structure.side),)
     return (_entry(name, structure, "both"), _entry(name, structure, "left"), _entry(name, structure, "right"))
-
-
-def parse_toml(kind: type[AnyRecord], text: str, path: Path) -> AnyRecord:
-    """The record in TOML text; UserError with `path` and every key that is missing, unknown or ill-typed."""
-    try:
-        content = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        raise UserError(f"{path} is not valid TOML: {error}.\nCorrect the file. {HOW_TO_ADD}") from None
-    return parse_record(kind, content, path, HOW_TO_ADD)
 
 
 def _shipped_texts() -> dict[str, str]:

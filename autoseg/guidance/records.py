@@ -3,7 +3,7 @@
 import re
 from typing import Annotated, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, RootModel, field_validator, model_validator
 
 from autoseg.records import Record
 
@@ -150,6 +150,11 @@ class Entry(Record):
     def names(self) -> tuple[str, ...]:
         """Every name by which the entry is found, the canonical one first."""
         return (self.canonical, *self.synonyms, *self.abbreviations, *self.spellings)
+
+
+# ---------------------------------------------------------------- prompts.json
+class PromptsFile(RootModel[dict[str, tuple[str, ...]]]):
+    """Label → sentences, as `autoseg prompts` writes them and a person edits them; none: still to be written."""
 
 
 # ---------------------------------------------------------------- bank.json

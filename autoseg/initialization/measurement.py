@@ -28,7 +28,7 @@ from autoseg.initialization.session import InitSession
 from autoseg.progress import progress
 from autoseg.training.batches import Batch
 from autoseg.training.draws import DrawSettings
-from autoseg.training.loop import DTYPES
+from autoseg.training.objective import DTYPES
 
 PATCHES = 32
 EXAMPLES = 3

@@ -35,8 +35,9 @@ from autoseg.networks.segmenter import Segmenter
 from autoseg.progress import progress, readable_seconds
 from autoseg.records import replacing, storage_error
 from autoseg.training.draws import DrawSettings
-from autoseg.training.loop import DTYPES, PATIENCE_STEPS, seed_layers
+from autoseg.training.loop import PATIENCE_STEPS, seed_layers
 from autoseg.training.mirroring import mirror_positions
+from autoseg.training.objective import DTYPES
 from autoseg.training.optimization import describe_optimizer, make_optimizer, update_weights
 from autoseg.training.probe import choose_precision, to_device_layout
 from autoseg.training.streaming import PatchSource, default_memory_budget, open_case_patches

@@ -96,9 +96,15 @@ def differences(expected: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -
 
 
 # ---------------------------------------------------------------- finished models
-def write_model(folder: Path, network: nn.Module, info: CheckpointInfo) -> CheckpointInfo:
-    """Write `weights.safetensors`, then `model.json`; returns the record with the weights' hash."""
-    tied = info.model_copy(update={"weights_sha256": save_weights(network, folder / WEIGHTS_NAME)})
+def write_model(
+    folder: Path, network: nn.Module, info: CheckpointInfo, state: Mapping[str, Tensor] | None = None
+) -> CheckpointInfo:
+    """Write `weights.safetensors`, then `model.json`; returns the record with the weights' hash.
+
+    state : weights of the network that take the place of its own (what guided the training is folded into them).
+    """
+    weights = network.state_dict() if state is None else state
+    tied = info.model_copy(update={"weights_sha256": save_tensors(weights, folder / WEIGHTS_NAME)})
     write_record(tied, folder / MODEL_NAME)
     return tied
 

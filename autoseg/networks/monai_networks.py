@@ -8,7 +8,7 @@ from monai.networks.nets.swin_unetr import SwinUNETR as MonaiSwinUNETR
 from torch import Tensor, nn
 
 from autoseg.errors import UserError, all_of
-from autoseg.networks.segmenter import Part, Segmenter
+from autoseg.networks.segmenter import FeatureMaps, Part, Segmenter
 from autoseg.networks.torch_layers import current_device, guard_thin_maps, redraw
 from autoseg.schema import NetworkPlan, Topology
 
@@ -57,6 +57,10 @@ class SwinUNETR(Segmenter):
     def forward_all(self, x: Tensor) -> list[Tensor]:
         """The logits alone: Swin UNETR has no deep supervision."""
         return [self(x)]
+
+    def logits_of(self, maps: FeatureMaps) -> list[Tensor]:
+        """The logits of `forward_all` from the `feature_maps` of the same images."""
+        return [self.body.get_submodule("out")(maps.decoder[0])]
 
     def task_heads(self) -> tuple[str, ...]:
         """The one head."""
@@ -146,7 +150,10 @@ class MedNeXt(Segmenter):
 
     def forward_all(self, x: Tensor) -> list[Tensor]:
         """Logits of all five levels, finest first."""
-        maps = self.feature_maps(x)
+        return self.logits_of(self.feature_maps(x))
+
+    def logits_of(self, maps: FeatureMaps) -> list[Tensor]:
+        """The logits of `forward_all` from the `feature_maps` of the same images."""
         heads = [self.body.out_0, *reversed(self.body.out_blocks)]
         return [head(features) for head, features in zip(heads, (*maps.decoder, maps.encoder[-1]), strict=True)]
 

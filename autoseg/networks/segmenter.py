@@ -55,6 +55,10 @@ class Segmenter(nn.Module):
         """Logits of every level that the loss weighs, finest first; the first as `forward` gives it."""
 
     @abstractmethod
+    def logits_of(self, maps: FeatureMaps) -> list[Tensor]:
+        """The logits of `forward_all` from the `feature_maps` of the same images."""
+
+    @abstractmethod
     def initialize(self) -> None:
         """First weights, drawn from torch's global generator: seed it first."""
 

@@ -16,7 +16,7 @@ from torch.utils.checkpoint import checkpoint
 
 from autoseg.networks.attention import AttentionBlock
 from autoseg.networks.normalization import InstanceNorm
-from autoseg.networks.segmenter import Part, Segmenter
+from autoseg.networks.segmenter import FeatureMaps, Part, Segmenter
 from autoseg.schema import ArchitectureName, AttentionPlan, Topology
 
 SLOPE = 0.01
@@ -244,6 +244,11 @@ class UNet(Segmenter):
     def forward_all(self, x: Tensor) -> list[Tensor]:
         """Logits of every level that the loss weighs, finest first."""
         return self._logits(x, self.supervised_levels)
+
+    def logits_of(self, maps: FeatureMaps) -> list[Tensor]:
+        """The logits of `forward_all` from the `feature_maps` of the same images."""
+        levels = self._levels()[::-1][: self.supervised_levels]
+        return [level.logits(features) for level, features in zip(levels, maps.decoder, strict=False)]
 
     def initialize(self) -> None:
         """First weights, drawn from torch's global generator: seed it first."""

@@ -14,7 +14,7 @@ from monai.networks.nets.vit import ViT
 from torch import Tensor, nn
 
 from autoseg.errors import UserError
-from autoseg.networks.segmenter import Part, Segmenter
+from autoseg.networks.segmenter import FeatureMaps, Part, Segmenter
 from autoseg.networks.torch_layers import guard_thin_maps, redraw
 from autoseg.schema import NetworkPlan, Topology
 
@@ -67,6 +67,10 @@ class UNETR(Segmenter):
     def forward_all(self, x: Tensor) -> list[Tensor]:
         """The logits alone: UNETR has no deep supervision."""
         return [self(x)]
+
+    def logits_of(self, maps: FeatureMaps) -> list[Tensor]:
+        """The logits of `forward_all` from the `feature_maps` of the same images."""
+        return [self.out(maps.decoder[0])]
 
     def task_heads(self) -> tuple[str, ...]:
         """The one head."""

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from autoseg.errors import UserError
-from autoseg.networks.segmenter import Part, Segmenter
+from autoseg.networks.segmenter import FeatureMaps, Part, Segmenter
 from autoseg.networks.torch_layers import guard_thin_maps, redraw
 from autoseg.networks.unet import CONVOLUTIONS, TRANSPOSED, convolution
 from autoseg.schema import NetworkPlan
@@ -222,6 +222,11 @@ class UNETRPlusPlus(Segmenter):
     def forward_all(self, x: Tensor) -> list[Tensor]:
         """Logits of the three finest levels (fewer in a shallower network), finest first."""
         return self._logits(x, self.supervised_levels)
+
+    def logits_of(self, maps: FeatureMaps) -> list[Tensor]:
+        """The logits of `forward_all` from the `feature_maps` of the same images."""
+        stages = self._decoder_stages()[::-1][: self.supervised_levels]
+        return [stage.logits(features) for stage, features in zip(stages, maps.decoder, strict=False)]
 
     def task_heads(self) -> tuple[str, ...]:
         """The heads of the supervised levels, finest first; the others have none."""

@@ -1,6 +1,8 @@
 """Which normalization each channel gets, by nnU-Net's rule: the channel's name decides."""
 
-from autoseg.schema import ChannelNormalization, Fingerprint, NormalizationScheme
+from typing import Literal
+
+from autoseg.schema import ChannelNormalization, Fingerprint, NormalizationScheme, Plan
 
 SCHEMES: dict[str, NormalizationScheme] = {
     "ct": "ct",
@@ -39,6 +41,15 @@ def choose_normalization(fingerprint: Fingerprint) -> tuple[tuple[ChannelNormali
     return chosen, reason
 
 
+OWN_REASON = {
+    "percentile": "Normalization percentile, as asked for: of each image by itself, its body's 0.5 and 99.5 "
+                  "percentiles become 0 and 4, air is 0.",
+    "rank": "Normalization rank, as asked for: of each image by itself, the share of its body's voxels that are "
+            "darker becomes 0.2 to 4, air is 0.",
+}
+"""Why a plan has a normalization that its channels' names do not ask for."""
+
+
 def scheme_of(channel_name: str) -> NormalizationScheme:
     """The scheme that a channel's name asks for, in any case of letters."""
     return SCHEMES.get(channel_name.casefold(), "zscore")
@@ -52,3 +63,15 @@ def _for_channel(
         within_nonzero=scheme == "zscore" and background_is_zero,
         statistics=fingerprint.intensities[channel],
     )
+
+
+def with_normalization(plan: Plan, scheme: Literal["percentile", "rank"]) -> Plan:
+    """The plan with every channel of every configuration normalized by `scheme`; the statistics stay as facts."""
+    configurations = {
+        name: configuration.model_copy(update={"normalization": tuple(
+            channel.model_copy(update={"scheme": scheme, "within_nonzero": False})
+            for channel in configuration.normalization
+        )})
+        for name, configuration in plan.configurations.items()
+    }
+    return plan.model_copy(update={"configurations": configurations})

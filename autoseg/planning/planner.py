@@ -21,7 +21,7 @@ from autoseg.planning.configurations import (
 )
 from autoseg.planning.fitting import TooLittleMemory
 from autoseg.planning.memory import find_reference
-from autoseg.planning.normalization import choose_normalization
+from autoseg.planning.normalization import OWN_REASON, choose_normalization, with_normalization
 from autoseg.planning.patch import Budget, readable_mm
 from autoseg.planning.sides import find_sided_pairs
 from autoseg.planning.spacing import Target, find_target
@@ -37,6 +37,7 @@ from autoseg.schema import (
 
 ArchitectureChoice = Literal["auto", ArchitectureName]
 PresetSize = Literal["M", "L", "XL"]
+NormalizationWanted = Literal["auto", "percentile", "rank"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,6 +51,11 @@ class PlanSettings:
     configurations : plan only these; None means all that the dataset can have.
     preset_size : nnU-Net's residual encoder presets.
     nnunet_parity : keep nnU-Net's numbers where we would change them.
+    normalization : "auto" goes by the channels' names, as nnU-Net; the others treat each image by itself.
+
+    Raises
+    ------
+    UserError : nnU-Net's parity with a normalization that nnU-Net does not have.
     """
 
     memory_gib: float | None = None
@@ -57,6 +63,12 @@ class PlanSettings:
     configurations: tuple[str, ...] | None = None
     preset_size: PresetSize | None = None
     nnunet_parity: bool = False
+    normalization: NormalizationWanted = "auto"
+
+    def __post_init__(self) -> None:
+        if self.nnunet_parity and self.normalization != "auto":
+            raise UserError(f"--normalization {self.normalization} with --nnunet-parity: nnU-Net has no such "
+                            "normalization. Leave one of them out.")
 
 
 def decide_plan(fingerprint: Fingerprint, settings: PlanSettings) -> Plan:
@@ -67,6 +79,17 @@ def decide_plan(fingerprint: Fingerprint, settings: PlanSettings) -> Plan:
     UserError : a configuration that the dataset cannot have, memory that no network fits into, images that
         are too small for any network, or a preset size that the architecture does not have.
     """
+    plan = _decide(fingerprint, settings)
+    return plan if settings.normalization == "auto" else renormalized(plan, settings.normalization)
+
+
+def renormalized(plan: Plan, scheme: Literal["percentile", "rank"]) -> Plan:
+    """The plan with this normalization everywhere, and its reason in the place of the earlier one's."""
+    kept = tuple(reason for reason in plan.reasons if not reason.startswith("Normalization "))
+    return with_normalization(plan, scheme).model_copy(update={"reasons": (*kept, OWN_REASON[scheme])})
+
+
+def _decide(fingerprint: Fingerprint, settings: PlanSettings) -> Plan:
     target = find_target(fingerprint, nnunet_parity=settings.nnunet_parity)
     request = Request(fingerprint, settings, target, _dimensions(settings.configurations))
     drafts = request.drafts(chosen_architecture(settings))
@@ -108,7 +131,8 @@ def decide_plan(fingerprint: Fingerprint, settings: PlanSettings) -> Plan:
 def add_architecture(plan: Plan, fingerprint: Fingerprint, settings: PlanSettings) -> Plan:
     """The plan with `networks.<architecture>` added or renewed in every configuration and made the default.
 
-    Spacing and normalization stay those of the plan, because the preprocessed data are shared. Where this
+    Spacing stays that of the plan, because the preprocessed data are shared, and so does the normalization unless the
+    settings ask for one (the store is then another one; trained models keep their own record). Where this
     architecture alone would have got another `3d_lowres` spacing, its network is planned at the plan's and
     says so.
 
@@ -133,11 +157,12 @@ def add_architecture(plan: Plan, fingerprint: Fingerprint, settings: PlanSetting
             "architecture": choice.architecture,
             "architecture_reasons": choice.reasons,
         })
-    return plan.model_copy(update={
+    added = plan.model_copy(update={
         "configurations": configurations,
         "memory_target_gib": request.memory_gib,
         "nnunet_parity": settings.nnunet_parity,
     })
+    return added if settings.normalization == "auto" else renormalized(added, settings.normalization)
 
 
 def store_record(plan: Plan, configuration: str) -> StoreRecord:

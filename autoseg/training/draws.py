@@ -38,6 +38,7 @@ class DrawSettings:
     augment : False leaves the patches as they are stored.
     keep_detail : of the intensity changes only those that map values one to one are made (brightness, contrast,
         gamma): none that adds noise or takes detail away, which no network could restore.
+    change_intensities : False leaves intensities as they are stored; patches are turned and mirrored all the same.
     is_validation : validation draws come from a stream of their own, so both may use the same seed.
     foreground_fraction : share of a batch that is centered on foreground, rounded as nnU-Net does.
     """
@@ -46,6 +47,7 @@ class DrawSettings:
     mirror_axes: tuple[int, ...] = ()
     augment: bool = True
     keep_detail: bool = False
+    change_intensities: bool = True
     is_validation: bool = False
     foreground_fraction: float = 0.33
 

@@ -7,35 +7,39 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from autoseg.errors import UserError
 from autoseg.networks.segmenter import Segmenter
 from autoseg.progress import ProgressBar, progress
 from autoseg.schema import OptimizerPlan
+from autoseg.training.batches import Batch
 from autoseg.training.journal import EpochMetrics
 from autoseg.training.losses import deep_supervision_loss, dice_counts
-from autoseg.training.optimization import scheduled_rate, update_weights
+from autoseg.training.objective import Objective, Step
+from autoseg.training.optimization import apply_gradients, scheduled_rate, set_rate
 from autoseg.training.settings import TrainSettings
 from autoseg.training.streaming import PatchSource
 
 # Losses are fetched from the device after this many steps; that many overflows in a row are no accident.
 PATIENCE_STEPS = 10
-# The draws of samples use streams 0 and 1 of the same seed (see draws.py).
+# The draws of samples use streams 0 and 1 of the same seed (see draws.py), those of views 3 and 4 (objective.py).
 _LAYER_STREAM = 2
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 @dataclass(frozen=True)
 class TrainingJob:
     """The parts of a training, built by the caller.
 
-    `foreground_names`: label names 1 … K. `precision`: of the forward pass (autocast); losses are float32.
-    `scaler` scales losses for float16 and does nothing otherwise. `optimizer_plan`: what `optimizer` was made from.
-    `seed`: of the layers that draw.
+    `parts`: all that is optimized, the network among it (in plain training the network alone). `objective`: what a
+    step computes. `foreground_names`: label names 1 … K. `precision`: of the forward pass (autocast); losses are
+    float32. `scaler` scales losses for float16 and does nothing otherwise. `optimizer_plan`: what `optimizer` was made
+    from. `seed`: of the layers that draw.
     """
 
     network: Segmenter
+    parts: nn.Module
+    objective: Objective
     optimizer: torch.optim.Optimizer
     optimizer_plan: OptimizerPlan
     scaler: torch.amp.GradScaler
@@ -143,17 +147,13 @@ def seed_layers(seed: int, step: int) -> None:
     torch.manual_seed(int(mixed >> np.uint64(1)))
 
 
-def train_step(job: TrainingJob, step: int, image: Tensor, labels: Tensor, rate: float) -> Tensor:
-    """One optimizer update; returns the detached loss.
-
-    image : (batch, channel, *patch) float32; labels : (batch, *patch) integers. `rate` is the learning rate.
-    """
-    seed_layers(job.seed, step)
-    with torch.autocast(job.device.type, DTYPES[job.precision], enabled=job.precision != "float32"):
-        logits = job.network.forward_all(image)
-    loss = deep_supervision_loss(logits, labels, job.batch_dice)
-    update_weights(loss, job.network, job.optimizer, job.scaler, job.optimizer_plan.gradient_clip, rate)
-    return loss.detach()
+def train_step(job: TrainingJob, step: Step, batch: Batch, rate: float) -> Tensor:
+    """One optimizer update at the learning rate `rate`; returns the detached loss."""
+    seed_layers(job.seed, step.number)
+    set_rate(job.optimizer, rate)
+    loss = job.objective.backward(batch, step)
+    apply_gradients(job.parts, job.optimizer, job.scaler, job.optimizer_plan.gradient_clip)
+    return loss
 
 
 def _advance(job: TrainingJob, state: LoopState, pending: list[Tensor]) -> None:
@@ -163,7 +163,7 @@ def _advance(job: TrainingJob, state: LoopState, pending: list[Tensor]) -> None:
     waited = time.perf_counter() - begin
     done = schedule_progress(state.step, state.seconds, settings, job.optimizer_plan.warmup_share)
     rate = scheduled_rate(job.optimizer_plan, done, settings.rate_power)
-    pending.append(train_step(job, state.step, batch.image, batch.labels, rate))
+    pending.append(train_step(job, Step(state.step, done), batch, rate))
     state.step += 1
     state.wait_seconds += waited
     state.epoch_seconds += time.perf_counter() - begin
@@ -226,8 +226,7 @@ def validate(job: TrainingJob, epoch: int) -> tuple[float | None, dict[str, floa
     losses, counts = [], torch.zeros(len(job.foreground_names), 3, dtype=torch.float64)
     for step in range(epoch * steps, (epoch + 1) * steps):
         batch = job.validation.batch(step)
-        with torch.autocast(job.device.type, DTYPES[job.precision], enabled=job.precision != "float32"):
-            logits = job.network.forward_all(batch.image)
+        logits = job.objective.logits(batch.image)
         losses.append(deep_supervision_loss(logits, batch.labels, job.batch_dice))
         counts += dice_counts(logits[0], batch.labels).double().cpu()
     job.network.train()

@@ -11,8 +11,8 @@ from autoseg.networks.builder import build_network
 from autoseg.networks.introspection import describe_network
 from autoseg.networks.segmenter import Segmenter
 from autoseg.schema import ArchitectureName, NetworkPlan
-from autoseg.training.loop import DTYPES
 from autoseg.training.losses import deep_supervision_loss
+from autoseg.training.objective import DTYPES
 from autoseg.training.optimization import clip_gradients, make_optimizer
 from autoseg.training.probe import Precision, to_device_layout
 from autoseg.training.streaming import available_memory_bytes

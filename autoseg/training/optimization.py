@@ -85,19 +85,31 @@ def clip_gradients(network: nn.Module, limit: float) -> torch.Tensor:
     return torch.nn.utils.clip_grad_norm_(network.parameters(), limit)
 
 
+def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    """Begin an update: the learning rate `rate` for every parameter, and no gradients."""
+    for group in optimizer.param_groups:
+        group["lr"] = rate
+    optimizer.zero_grad(set_to_none=True)
+
+
+def apply_gradients(
+    network: nn.Module, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler, clip: float
+) -> None:
+    """End an update: gradients (for float16 scaled) are clipped to the norm `clip` and go into the weights."""
+    scaler.unscale_(optimizer)
+    clip_gradients(network, clip)
+    scaler.step(optimizer)
+    scaler.update()
+
+
 def update_weights(
     loss: torch.Tensor, network: nn.Module, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler,
     clip: float, rate: float,
 ) -> None:  # fmt: skip
     """One update at the learning rate `rate`: gradients of the (for float16 scaled) loss, clipped, into the weights."""
-    for group in optimizer.param_groups:
-        group["lr"] = rate
-    optimizer.zero_grad(set_to_none=True)
+    set_rate(optimizer, rate)
     scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
-    scaler.unscale_(optimizer)
-    clip_gradients(network, clip)
-    scaler.step(optimizer)
-    scaler.update()
+    apply_gradients(network, optimizer, scaler, clip)
 
 
 def describe_optimizer(plan: OptimizerPlan) -> str:

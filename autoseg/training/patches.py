@@ -12,7 +12,7 @@ from jaxtyping import Float, Integer
 
 from autoseg.data.store import CaseArrays
 from autoseg.training import draws, placement
-from autoseg.training.draws import DrawSettings, SampleDraw
+from autoseg.training.draws import DrawSettings, IntensityDraw, SampleDraw
 
 Position = tuple[int, int, int]
 
@@ -80,14 +80,21 @@ def draw_sample(
     if not settings.augment:
         return SampleDraw(case=position, start=start)
     matrix = draws.draw_matrix(rng, patch_shape)
+    # Drawn in any case, so that the mirroring does not depend on it.
     intensity = draws.draw_intensity(rng, reader.channels, patch_shape)
     return SampleDraw(
         case=position,
         start=start,
         matrix=matrix,
-        intensity=draws.without_loss(intensity) if settings.keep_detail else intensity,
+        intensity=_kept(intensity, settings),
         mirror=draws.draw_mirror(rng, settings.mirror_axes),
     )
+
+
+def _kept(intensity: IntensityDraw, settings: DrawSettings) -> IntensityDraw | None:
+    if not settings.change_intensities:
+        return None
+    return draws.without_loss(intensity) if settings.keep_detail else intensity
 
 
 def patch_center(draw: SampleDraw, patch_shape: Sequence[int]) -> tuple[float, float, float]:

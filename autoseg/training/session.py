@@ -6,30 +6,58 @@ from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from autoseg.data.parallel import default_workers
 from autoseg.data.store import Store
+from autoseg.domains.style_contrast import ContentStyle, folded_state, stem_channels
 from autoseg.errors import UserError
 from autoseg.networks.builder import build_network
-from autoseg.networks.checkpoint import load_backbone, load_resume, read_resume_facts, save_resume, write_model
+from autoseg.networks.checkpoint import (
+    load_backbone,
+    load_resume,
+    read_resume_facts,
+    save_resume,
+    save_tensors,
+    write_model,
+)
 from autoseg.networks.segmenter import Segmenter
 from autoseg.progress import readable_seconds
 from autoseg.records import content_hash
-from autoseg.schema import ArchitectureName, CheckpointInfo, ConfigurationName, NetworkPlan, OptimizerPlan, Plan
+from autoseg.schema import (
+    ArchitectureName,
+    CheckpointInfo,
+    ConfigurationName,
+    NetworkPlan,
+    OptimizerPlan,
+    Plan,
+    TextGuidanceFacts,
+)
 from autoseg.training.draws import DrawSettings
 from autoseg.training.journal import Journal
 from autoseg.training.loop import LoopState, TrainingJob, run_training
 from autoseg.training.mirroring import mirror_positions
+from autoseg.training.objective import (
+    LocationScale,
+    Objective,
+    RandomConvolution,
+    StyleContrast,
+    TrainedParts,
+)
 from autoseg.training.optimization import describe_optimizer, make_optimizer
 from autoseg.training.probe import choose_precision, to_device_layout
 from autoseg.training.settings import TrainSettings, settings_from_flat
 from autoseg.training.streaming import PatchSource, default_memory_budget, open_patches
 
+if TYPE_CHECKING:
+    from autoseg.training.guiding import Words
+
 ResumeFacts = dict[str, Any]
+
+GUIDANCE_NAME = "guidance.safetensors"
 
 logger = logging.getLogger("autoseg")
 
@@ -56,7 +84,8 @@ class Session:
     """What is to be trained, on what, and where it goes.
 
     `optimizer`: as the settings resolve the plan's (`resolve_optimizer`). `train_ids`, `validation_ids`: cases of the
-    store. `folder`: models/<name>/<configuration>/fold_<k>. `first_weights`: None draws them.
+    store. `folder`: models/<name>/<configuration>/fold_<k>. `first_weights`: None draws them. `words`: of a text-guided
+    training.
     """
 
     plan: Plan
@@ -74,6 +103,7 @@ class Session:
     device: torch.device
     versions: dict[str, str]
     first_weights: FirstWeights | None = None
+    words: "Words | None" = None
 
     @property
     def network_plan(self) -> NetworkPlan:
@@ -140,26 +170,74 @@ def train_session(session: Session, resume: bool, stop: Callable[[int], bool]) -
             return None
         _save(session, job, state)
     info = _info(session, mirrored, job, state)
-    return write_model(session.folder, network, info)
+    return write_model(session.folder, network, info, _finished_state(job))
 
 
 def _job(session: Session, network: Segmenter, mirrored: tuple[int, ...], facts: ResumeFacts | None,
          stack: ExitStack) -> TrainingJob:
     settings = session.settings
+    # SLAug and CCSDG change intensities themselves; nnU-Net's changes on top of theirs would double them.
+    intensities = settings.augment_intensity and settings.domain_generalization in ("none", "gin")
     draws = DrawSettings(seed=session.seed, foreground_fraction=settings.foreground_fraction, mirror_axes=mirrored,
-                         augment=settings.augment)
+                         augment=settings.augment, change_intensities=intensities)
     checks = replace(draws, augment=False, mirror_axes=(), is_validation=True)
     precision = str(facts["precision"]) if facts else _precision(session, network)
+    parts = _parts(session, network)
+    scaler = torch.amp.GradScaler(session.device.type, enabled=precision == "float16")
+    objective = _objective(session, network, parts)
+    objective.precision, objective.scaler = precision, scaler
+    stack.callback(objective.close)
     return TrainingJob(
-        network=network,
-        optimizer=make_optimizer(network, session.optimizer), optimizer_plan=session.optimizer,
-        scaler=torch.amp.GradScaler(session.device.type, enabled=precision == "float16"),
+        network=network, parts=parts, objective=objective,
+        optimizer=make_optimizer(parts, session.optimizer), optimizer_plan=session.optimizer, scaler=scaler,
         training=stack.enter_context(_patches(session, session.train_ids, draws)),
         validation=stack.enter_context(_patches(session, session.validation_ids, checks))
         if session.validation_ids and settings.validation_steps else None,
         settings=settings, batch_dice=session.network_plan.batch_dice, foreground_names=tuple(session.plan.labels)[1:],
         device=session.device, precision=precision, seed=session.seed,
     )
+
+
+def _parts(session: Session, network: Segmenter) -> nn.Module:
+    """The network alone, or with what guides it or disentangles its first features."""
+    settings = session.settings
+    guide = style = None
+    if session.words is not None:
+        from autoseg.training.guiding import Guide  # only whom words guide waits for it
+
+        guide = Guide(session.words, network, session.network_plan, len(session.plan.channel_names), settings,
+                      session.seed)
+    if settings.domain_generalization == "ccsdg":
+        style = ContentStyle(stem_channels(network), len(session.network_plan.patch_shape))
+    if guide is None and style is None:
+        return network
+    return TrainedParts(network, guide, style).to(session.device)
+
+
+def _objective(session: Session, network: Segmenter, parts: nn.Module) -> Objective:
+    guide = parts.guide if isinstance(parts, TrainedParts) else None
+    batch_dice, seed = session.network_plan.batch_dice, session.seed
+    method = session.settings.domain_generalization
+    if method == "gin":
+        return RandomConvolution(network, guide, batch_dice, seed, session.settings.gin_views)
+    if method == "slaug":
+        members = torch.eye(len(session.plan.labels), dtype=torch.bool)[1:]
+        return LocationScale(network, guide, batch_dice, seed, members.to(session.device))
+    if method == "ccsdg":
+        assert isinstance(parts, TrainedParts) and parts.style is not None
+        return StyleContrast(network, guide, batch_dice, seed, parts.style)
+    return Objective(network, guide, batch_dice, seed)
+
+
+def _finished_state(job: TrainingJob) -> dict[str, Tensor]:
+    """The weights of an ordinary network: heads made of vectors and the content's gate are folded into it."""
+    parts = job.parts
+    state = job.network.state_dict()
+    if isinstance(parts, TrainedParts) and parts.guide is not None and parts.guide.heads is not None:
+        state |= parts.guide.heads.kernels()
+    if isinstance(parts, TrainedParts) and parts.style is not None:
+        state |= folded_state(job.network, parts.style)
+    return state
 
 
 def _patches(session: Session, ids: tuple[str, ...], draws: DrawSettings) -> AbstractContextManager[PatchSource]:
@@ -185,8 +263,10 @@ def _matching_facts(session: Session) -> ResumeFacts:
         raise UserError(f"{session.folder} holds no training to continue.\nRun without --resume to start one.")
     asked = _facts(session)
     compared = {"plan_hash": "the plan", "cases": "the fold's cases", "seed": "--seed", "batch_size": "the batch size",
-                "optimizer": "the optimizer", "init_sha256": "the first weights (--init)"}
-    facts.setdefault("init_sha256", None)  # begun before there were any
+                "optimizer": "the optimizer", "init_sha256": "the first weights (--init)",
+                "method": "--domain-generalization or --text-guided", "words": "the text bank (--text-bank)"}
+    # Begun before there were any:
+    facts = {"init_sha256": None, "method": ["none", False, "", ""], "words": None, **facts}
     if absent := [name for name in compared if name not in facts]:
         raise UserError(f"--resume: {session.folder} was begun by another version of autoseg ({', '.join(absent)} "
                         "not recorded).\nContinue with that version, or start anew with --overwrite.")
@@ -206,16 +286,28 @@ def _facts(session: Session) -> ResumeFacts:
             "seed": session.seed, "batch_size": session.network_plan.batch_size,
             "optimizer": session.optimizer.model_dump(mode="json"),
             **({"init_sha256": None} if session.first_weights is None else session.first_weights.facts),
+            "method": _method(session.settings),
+            "words": None if session.words is None else _words_facts(session.words),
             "settings": session.settings.flat()}
+
+
+def _method(settings: TrainSettings) -> list[str | bool]:
+    guided = settings.text_guided
+    return [settings.domain_generalization, guided, settings.text_route if guided else "",
+            settings.text_geometry if guided else ""]
+
+
+def _words_facts(words: "Words") -> list[str | None]:
+    return [words.facts.bank_sha256, words.facts.tower_sha256]
 
 
 def _save(session: Session, job: TrainingJob, state: LoopState) -> None:
     facts = {**_facts(session), "precision": job.precision, "state": asdict(state)}
-    save_resume(session.folder / "resume", job.network, job.optimizer, job.scaler, facts)
+    save_resume(session.folder / "resume", job.parts, job.optimizer, job.scaler, facts)
 
 
 def _restore(session: Session, job: TrainingJob, facts: ResumeFacts) -> LoopState:
-    load_resume(session.folder / "resume", job.network, job.optimizer, job.scaler)
+    load_resume(session.folder / "resume", job.parts, job.optimizer, job.scaler)
     state = LoopState(**facts["state"])
     logger.info("continuing after step %d (%s of training)", state.step, readable_seconds(state.seconds))
     return state
@@ -227,9 +319,22 @@ def _info(session: Session, mirrored: tuple[int, ...], job: TrainingJob, state: 
         name=session.name, configuration=session.configuration, fold=session.fold, architecture=session.architecture,
         network=session.network_plan, is_2d=plan.is_2d, file_ending=plan.file_ending,
         channel_names=plan.channel_names, labels=plan.labels, store=session.store.record, mirror_axes=mirrored,
+        text_guidance=_write_words(session, job),
         training={**session.settings.flat(), "seed": session.seed, "used_precision": job.precision,
                   "device": str(session.device),
                   **({} if session.first_weights is None else session.first_weights.facts)},
         steps=state.step, seconds=round(state.seconds, 2), plan_hash=session.plan_hash, weights_sha256="",
         versions=session.versions,
     )
+
+
+def _write_words(session: Session, job: TrainingJob) -> TextGuidanceFacts | None:
+    """Write vectors and what was learned beside them into the model's folder; the record of both."""
+    if session.words is None:
+        return None
+    assert isinstance(job.parts, TrainedParts) and job.parts.guide is not None
+    tensors = {"vectors": torch.from_numpy(session.words.vectors),
+               "distractors": torch.from_numpy(session.words.distractors),
+               **job.parts.guide.state_dict(prefix="guide.")}
+    sha256 = save_tensors(tensors, session.folder / GUIDANCE_NAME)
+    return session.words.facts.model_copy(update={"tensors_sha256": sha256})

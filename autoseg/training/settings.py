@@ -15,6 +15,10 @@ MirrorChoice = Literal["auto", "nnunet", "none"]
 PrecisionChoice = Literal["auto", "float32", "bfloat16", "float16"]
 CachingChoice = Literal["auto", "resident", "streamed"]
 OptimizerChoice = Literal["auto", "sgd", "adamw"]
+NormalizationChoice = Literal["auto", "percentile", "rank"]
+DomainGeneralization = Literal["none", "gin", "slaug", "ccsdg"]
+TextGeometry = Literal["centred", "raw", "orthonormal", "random", "shuffled", "rotated", "learned"]
+TextRoute = Literal["alignment", "heads", "gram"]
 FlatSettings = dict[str, str | int | float | bool | None]
 
 
@@ -37,6 +41,28 @@ class OptimizerSettings:
 
 
 @dataclass(frozen=True, kw_only=True)
+class GuidanceSettings:
+    """Numbers of text guidance (`--text-guided`); section [guidance] of a preset.
+
+    Attributes
+    ----------
+    weight : of the guidance's loss beside the segmentation's, once it has risen.
+    ramp_share : the share of the schedule over which the weight rises from zero, linearly.
+    temperature : of the softmax over candidates.
+    text_weight : of the loss between regions and vectors; 0 leaves the views' consistency alone.
+    consistency_weight : of the loss between two views of one region, where the method has two views.
+    distractors : so many names of the bank that the dataset lacks stand as wrong answers beside its labels.
+    """
+
+    weight: float = 0.1
+    ramp_share: float = 0.1
+    temperature: float = 0.1
+    text_weight: float = 1.0
+    consistency_weight: float = 0.5
+    distractors: int = 24
+
+
+@dataclass(frozen=True, kw_only=True)
 class TrainSettings:
     """nnU-Net's recipe by default (reference: nnunetv2 nnUNetTrainer).
 
@@ -54,6 +80,10 @@ class TrainSettings:
     foreground_fraction : share of each batch's patches that must contain foreground.
     mirror : `auto` leaves out the left-right axis where labels differ only in side; `nnunet` mirrors every axis.
     checkpoint_minutes : a resumable state is written at least this often (at the end of an epoch).
+    augment : False leaves patches as they are stored; augment_intensity: False turns and mirrors them only.
+    normalization : `auto` is the plan's, or what domain generalization needs where the plan's will not do.
+    domain_generalization : views that make a network survive another scanner, sequence or modality.
+    text_guided : train with the vectors of a text bank; text_route: by which way they act.
     """
 
     epochs: int = 1000
@@ -69,6 +99,14 @@ class TrainSettings:
     rate_power: float = 0.9
     foreground_fraction: float = 0.33
     augment: bool = True
+    augment_intensity: bool = True
+    normalization: NormalizationChoice = "auto"
+    domain_generalization: DomainGeneralization = "none"
+    gin_views: int = 1
+    text_guided: bool = False
+    text_geometry: TextGeometry = "centred"
+    text_route: TextRoute = "alignment"
+    guidance: GuidanceSettings = field(default_factory=GuidanceSettings)
     mirror: MirrorChoice = "auto"
     precision: PrecisionChoice = "auto"
     caching: CachingChoice = "auto"
@@ -82,9 +120,11 @@ class TrainSettings:
         return flat
 
 
-SECTIONS = tuple(one.name for one in fields(TrainSettings) if is_dataclass(one.type))
+SECTIONS: dict[str, type] = {one.name: one.type for one in fields(TrainSettings) if isinstance(one.type, type)
+                             and is_dataclass(one.type)}
+OPTIMIZER_SECTIONS = tuple(name for name, kind in SECTIONS.items() if kind is OptimizerSettings)
 OPTIMIZER_KEYS = tuple(one.name for one in fields(OptimizerSettings))
-AnySettings = TypeVar("AnySettings", TrainSettings, OptimizerSettings)
+AnySettings = TypeVar("AnySettings", TrainSettings, OptimizerSettings, GuidanceSettings)
 
 
 def settings_from_flat(flat: Mapping[str, object], source: str) -> TrainSettings:
@@ -175,7 +215,7 @@ def _typed(kind: type[AnySettings], content: Mapping[str, object]) -> AnySetting
 def _as(value: object, kind: object) -> object:
     """A table becomes its dataclass; an integer where the field is a real number becomes one."""
     if isinstance(value, dict):
-        return _typed(OptimizerSettings, value)
+        return _typed(kind, value)  # type: ignore[type-var, arg-type]
     return float(value) if type(value) is int and int not in (get_args(kind) or (kind,)) else value
 
 
@@ -189,7 +229,8 @@ def _fits(value: object, kind: object) -> bool:
 
 
 def _checked(settings: TrainSettings, source: str) -> TrainSettings:
-    minimum = {"epochs": 1, "steps_per_epoch": 1, "validation_steps": 0, "max_batch_size": 1, "rate_power": 0}
+    minimum = {"gin_views": 1, "epochs": 1, "steps_per_epoch": 1, "validation_steps": 0, "max_batch_size": 1,
+               "rate_power": 0}
     given = {name: value for name in minimum if (value := getattr(settings, name)) is not None}
     problems = [f"{name} is {value}; a finite number, at least {minimum[name]}, was expected"
                 for name, value in given.items() if not minimum[name] <= value < math.inf]
@@ -198,13 +239,22 @@ def _checked(settings: TrainSettings, source: str) -> TrainSettings:
     if not 0 <= settings.foreground_fraction <= 1:
         problems.append(f"foreground_fraction is {settings.foreground_fraction}; 0 to 1 was expected")
     numbers = [("learning_rate", settings.learning_rate)] if settings.learning_rate is not None else []
-    numbers += [(f"{section}.{name}", value) for section in SECTIONS
+    numbers += [(f"{section}.{name}", value) for section in OPTIMIZER_SECTIONS
                 for name, value in getattr(settings, section).given().items()]
     problems += [line for name, value in numbers for line in _optimizer_problems(name, value)]
+    problems += _guidance_problems(settings.guidance)
     if problems:
         raise UserError("\n".join([f"Settings from {source} make no sense:", *(f"  - {p}" for p in problems),
                                    "Correct these values."]))
     return settings
+
+
+def _guidance_problems(guidance: GuidanceSettings) -> list[str]:
+    wrong = [name for name, value in asdict(guidance).items() if not 0 <= value < math.inf]
+    problems = [f"guidance.{name} is {getattr(guidance, name)}; 0 or more was expected" for name in wrong]
+    if guidance.temperature == 0:
+        problems.append("guidance.temperature is 0; a number above 0 was expected")
+    return problems
 
 
 def _optimizer_problems(name: str, value: float) -> list[str]:

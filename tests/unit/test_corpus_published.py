@@ -40,7 +40,7 @@ PARTS = {
 }
 
 
-@pytest.mark.parametrize(("source", "layout", "make", "count"), CASES, ids=lambda value: str(value)[:30])
+@pytest.mark.parametrize(("source", "layout", "make", "count"), CASES, ids=lambda value: getattr(value, "__name__", str(value))[:30])
 def test_a_published_layout_is_read_completely(
     source: str, layout: str, make: Callable[[Path], None], count: int, tmp_path: Path
 ) -> None:
@@ -249,7 +249,7 @@ def test_prepared_table_without_header_or_column(tmp_path: Path) -> None:
         list(read_source(card, layout_of(card, "unimed"), tmp_path))
 
 
-@pytest.mark.parametrize(("source", "layout", "make", "count"), CASES, ids=lambda value: str(value)[:30])
+@pytest.mark.parametrize(("source", "layout", "make", "count"), CASES, ids=lambda value: getattr(value, "__name__", str(value))[:30])
 def test_a_missing_index_is_refused_by_name(
     source: str, layout: str, make: Callable[[Path], None], count: int, tmp_path: Path
 ) -> None:

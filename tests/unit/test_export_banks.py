@@ -199,7 +199,7 @@ def test_a_structure_of_ones_own_can_be_added(tmp_path, tower, dataset):
     assert bank.record.similarity.mean is None
 
 
-@pytest.mark.parametrize("given", [{}, {"lexicon": True, "prompts": "p.json"}])
+@pytest.mark.parametrize("given", [{}, {"dataset": "d", "prompts": "p.json"}, {"dataset": "d", "lexicon": True}])
 def test_exactly_one_thing_to_encode_is_expected(tmp_path, given):
     with pytest.raises(UserError, match="one thing to encode was expected"):
         encode_labels(tower="random", output=tmp_path / "bank", **given)
@@ -212,6 +212,27 @@ def test_files_of_sentences_that_are_not_right_are_said(tmp_path, tower, text, s
     (tmp_path / "prompts.json").write_text(text)
     with pytest.raises(UserError, match=said):
         encode_labels(prompts=tmp_path / "prompts.json", tower=str(tower), output=tmp_path / "bank", device="cpu")
+
+
+def test_sentences_of_ones_own_stand_in_for_the_lexicons(tmp_path):
+    write_json({"RK": ["The right kidney."], "flurb": ["A flurb."], "lung": ["Both lungs."]}, tmp_path / "prompts.json")
+    encode_labels(lexicon=True, prompts=tmp_path / "prompts.json", tower="random", output=tmp_path / "bank",
+                  dimension=32)
+    names = read_bank(tmp_path / "bank").names
+    assert names[:3] == ("RK", "flurb", "lung") and {"left kidney", "spleen"} < set(names)
+    assert not {"right kidney", "left lung", "right lung"} & set(names), "a label's meaning is no wrong answer"
+    assert len(set(names)) == len(names)
+
+
+@pytest.mark.parametrize(("prompts", "said"), [
+    ({"liver": []}, "'liver': no sentence"), ({"left_kidney": ["The kidney on the right."]}, "says right"),
+    ({"liver": ["An organ."], "spleen": ["An organ."]}, "a sentence of 'liver' too"),
+])
+def test_sentences_that_do_not_fit_their_label_are_refused(tmp_path, prompts, said):
+    write_json(prompts, tmp_path / "prompts.json")
+    with pytest.raises(UserError, match=said):
+        encode_labels(prompts=tmp_path / "prompts.json", tower="random", output=tmp_path / "bank")
+    assert not (tmp_path / "bank").exists()
 
 
 def test_the_whole_lexicon_can_be_encoded_by_a_control(tmp_path):

@@ -31,7 +31,7 @@ def protocol(request: pytest.FixtureRequest) -> Protocol:
 
 def test_the_protocols_are_packaged_and_every_file_is_one() -> None:
     assert protocol_names() == sorted(NAMES)
-    assert {path.stem for path in (ROOT / "presets" / "protocols").iterdir()} == set(NAMES)
+    assert {path.stem for path in (ROOT / "presets" / "protocols").glob("*.toml")} == set(NAMES)
     with pytest.raises(UserError, match="Known: btcv-unetr"):
         load_protocol("pancreas")
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from autoseg.errors import UserError, all_of
-from autoseg.records import content_hash, read_json, read_record, replacing, write_record
+from autoseg.records import content_hash, parse_toml, read_json, read_record, replacing, write_record
 from autoseg.schema import Split
 
 
@@ -23,6 +23,15 @@ def test_unknown_and_missing_keys_are_named_together(tmp_path):
         read_record(Split, tmp_path / "split.json", "Run it again.")
     message = str(caught.value)
     assert "split.json" in message and "val" in message and "fold" in message and message.endswith("Run it again.")
+
+
+@pytest.mark.parametrize("text", ["train = [", "fold = 3"])
+@pytest.mark.parametrize(("hint", "end"), [("", "Correct the file."), ("See the page.", "See the page.")])
+def test_toml_that_is_not_right_names_the_file_and_what_to_do(text, hint, end):
+    assert parse_toml(Split, 'train = ["a"]\nval = []', Path("s.toml")) == Split(train=("a",), val=())
+    with pytest.raises(UserError) as caught:
+        parse_toml(Split, text, Path("s.toml"), hint)
+    assert str(caught.value).startswith("s.toml") and str(caught.value).endswith(end)
 
 
 @pytest.mark.parametrize(("content", "expected"), [(b"{", "not valid JSON"), (b"\xff\xfe", "not text")])

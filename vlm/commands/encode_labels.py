@@ -1,22 +1,25 @@
 """`vlm encode-labels`: labels → sentences → a text bank, which `autoseg train --text-guided` reads."""
 
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import Parameter, validators
-from pydantic import RootModel
 
 from autoseg.errors import UserError
-from autoseg.guidance.lexicon import load_lexicon
+from autoseg.guidance.checking import check_sentences, read_prompts
+from autoseg.guidance.lexicon import Lexicon, load_lexicon
+from autoseg.guidance.prompts import match_labels
 from autoseg.guidance.records import COLLINEAR, Precision, SimilaritySummary
 from autoseg.guidance.text_bank import TextBank, write_bank
 from autoseg.output import write_json_object, write_stdout
 from autoseg.recording import recorded
-from autoseg.records import read_record
 
 if TYPE_CHECKING:
     from vlm.export.banks import EncodedBank
+
+logger = logging.getLogger("autoseg")
 
 PAIRS_SHOWN = 5
 Prompts = Mapping[str, Sequence[str]]
@@ -52,7 +55,8 @@ def encode_labels(  # noqa: PLR0913 (a command's options are its parameters)
         Encode all structures of the anatomy lexicon instead of a dataset's labels (of paired ones the left and the
         right; "kidney" is then the mean of both).
     prompts
-        Encode the sentences of this JSON file instead: label → list of sentences.
+        Encode the sentences of this JSON file: label → list of sentences, as `autoseg prompts` writes it. With
+        --lexicon also all structures that none of its labels means, which training takes wrong answers from.
     own_lexicon
         A TOML file with structures that the lexicon lacks.
     modality
@@ -67,10 +71,11 @@ def encode_labels(  # noqa: PLR0913 (a command's options are its parameters)
     """
     from vlm.export.banks import CONTROLS, EncodedBank, control_bank
 
-    if sum((dataset is not None, lexicon, prompts is not None)) != 1:
-        raise UserError("one thing to encode was expected: a DATASET folder, --lexicon, or --prompts FILE.")
+    if (dataset is None) != (lexicon or prompts is not None):
+        raise UserError("one thing to encode was expected: a DATASET folder, --lexicon, or --prompts FILE (the last "
+                        "two may stand together).")
     with recorded("encode-labels", output, seed) as recording:
-        texts = _sentences(dataset, prompts, own_lexicon, modality)
+        texts = _sentences(dataset, prompts, lexicon, load_lexicon(own_lexicon), modality)
         if tower in CONTROLS:
             kind: Literal["random", "orthonormal"] = "random" if tower == "random" else "orthonormal"
             encoded = EncodedBank(control_bank(tuple(texts), kind, dimension, seed, precision), ())
@@ -89,10 +94,6 @@ def encode_labels(  # noqa: PLR0913 (a command's options are its parameters)
     else:
         write_stdout(report(bank, encoded.truncated, output))
     return 0
-
-
-class PromptsFile(RootModel[dict[str, tuple[str, ...]]]):
-    """A JSON file: label → sentences."""
 
 
 def report(bank: TextBank, truncated: Sequence[str], folder: Path) -> str:
@@ -126,13 +127,25 @@ def _counted(count: int, what: str) -> str:
     return f"{count} {what}{'' if count == 1 else 's'}"
 
 
-def _sentences(dataset: Path | None, prompts: Path | None, own_lexicon: Path | None, modality: str | None) -> Prompts:
-    from vlm.export.banks import prompts_of_dataset, prompts_of_lexicon
+def _sentences(
+    dataset: Path | None, prompts: Path | None, whole: bool, known: Lexicon, modality: str | None
+) -> Prompts:
+    from vlm.export.banks import prompts_beside_lexicon, prompts_of_dataset, prompts_of_lexicon
 
     if prompts is not None:
-        return read_record(PromptsFile, prompts, 'Write {"liver": ["The liver in the right upper abdomen."], …}.').root
-    known = load_lexicon(own_lexicon)
+        given = _read_checked(prompts, known)
+        return prompts_beside_lexicon(given, known, modality) if whole else given
     return prompts_of_lexicon(known, modality) if dataset is None else prompts_of_dataset(dataset, known, modality)
+
+
+def _read_checked(path: Path, known: Lexicon) -> Prompts:
+    """The sentences of a file; UserError with all that are not fit to stand for their label, warnings in the log."""
+    prompts = read_prompts(path)
+    findings = check_sentences(prompts, match_labels(tuple(prompts), known)[0])
+    findings.refuse_errors(path)
+    for warning in findings.warnings:
+        logger.warning("%s: %s", path, warning)
+    return prompts
 
 
 def _encode(

@@ -15,10 +15,9 @@ from pydantic import Field, field_validator
 
 from autoseg.errors import UserError
 from autoseg.progress import progress
-from autoseg.records import Record
+from autoseg.records import Record, parse_toml
 from vlm.corpus.facts import name_hash, sha256_words
 from vlm.corpus.readers.opening import column_positions, csv_rows, open_text
-from vlm.corpus.toml_files import parse_toml
 from vlm.corpus.workers import stream_map
 from vlm.schema import Modality, Slug
 

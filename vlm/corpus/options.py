@@ -8,8 +8,8 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from autoseg.errors import UserError
-from autoseg.records import Record
-from vlm.corpus.toml_files import parse_toml, read_toml
+from autoseg.records import Record, parse_toml
+from vlm.corpus.toml_files import read_toml
 from vlm.schema import Slug
 
 CaptionBackend = Literal["grammar", "endpoint", "local"]

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from autoseg.records import Record
+from autoseg.records import Record, parse_toml
 from vlm.corpus.facts import (
     FACTS,
     LEAKS,
@@ -24,7 +24,6 @@ from vlm.corpus.facts import (
 from vlm.corpus.leaks import EvaluationSet
 from vlm.corpus.near import Indices
 from vlm.corpus.thinning import Looks, most_alike, thin
-from vlm.corpus.toml_files import parse_toml
 from vlm.schema import Modality, Split
 
 __all__ = ["FACTS", "LEAKS", "MODALITIES", "SPLITS", "Decisions", "Fate", "assign_split", "decide", "load_thresholds",

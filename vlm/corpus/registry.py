@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Literal
 
 from autoseg.errors import UserError, all_of
+from autoseg.records import parse_toml
 from vlm.corpus.image_files import TAR_MARK
 from vlm.corpus.readers import read_source
 from vlm.corpus.readers.folders import image_files
 from vlm.corpus.rows import Reject
-from vlm.corpus.toml_files import parse_toml, read_toml
+from vlm.corpus.toml_files import read_toml
 from vlm.schema import Layout, SourceCard
 
 State = Literal["complete", "images missing", "unreadable", "absent"]

@@ -1,11 +1,10 @@
 """Records written as TOML by a person: parsed, checked, and refused with the file's name."""
 
-import tomllib
 from pathlib import Path
 from typing import TypeVar
 
 from autoseg.errors import UserError
-from autoseg.records import Record, parse_record
+from autoseg.records import Record, parse_toml
 
 AnyRecord = TypeVar("AnyRecord", bound=Record)
 
@@ -21,12 +20,3 @@ def read_toml(kind: type[AnyRecord], path: Path, what: str) -> AnyRecord:
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror or error}.") from None
     return parse_toml(kind, text, path)
-
-
-def parse_toml(kind: type[AnyRecord], text: str, path: Path) -> AnyRecord:
-    """The record in TOML text; UserError with `path` and every key that is missing, unknown or ill-typed."""
-    try:
-        content = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        raise UserError(f"{path} is not valid TOML: {error}.\nCorrect the file.") from None
-    return parse_record(kind, content, path, "Correct the file.")

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import TypeVar
 
 from autoseg.errors import UserError, all_of
-from autoseg.records import Record
+from autoseg.records import Record, parse_toml
 from vlm.corpus.evaluation_sets import EvaluationCard, ImageListing, load_evaluation_cards
-from vlm.corpus.toml_files import parse_toml, read_toml
+from vlm.corpus.toml_files import read_toml
 from vlm.evaluation.suite_records import (
     GroupRule,
     Metric,

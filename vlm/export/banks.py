@@ -10,9 +10,10 @@ import numpy as np
 from jaxtyping import Float, Float32
 
 from autoseg.errors import UserError, all_of
+from autoseg.guidance.label_names import match_key
 from autoseg.guidance.lexicon import Lexicon
 from autoseg.guidance.modalities import modality_of_channels
-from autoseg.guidance.prompts import sentences_of_labels, sentences_of_lexicon
+from autoseg.guidance.prompts import match_labels, sentences_of_labels, sentences_of_lexicon
 from autoseg.guidance.records import Precision, TowerRecord
 from autoseg.guidance.text_bank import TextBank, make_bank, mean_direction
 from autoseg.records import read_record
@@ -58,6 +59,19 @@ def prompts_of_dataset(folder: Path, lexicon: Lexicon, modality: str | None = No
 def prompts_of_lexicon(lexicon: Lexicon, modality: str | None = None) -> dict[str, tuple[str, ...]]:
     """Canonical name → sentences, of every entry but paired structures without a side: a bank gives their mean."""
     return sentences_of_lexicon(lexicon, modality)
+
+
+def prompts_beside_lexicon(given: Prompts, lexicon: Lexicon, modality: str | None = None) -> dict[str, Sequence[str]]:
+    """A person's sentences, and the lexicon's for every structure that none of these labels means.
+
+    Training takes wrong answers from a bank's other names: what a label means must not be among them.
+    """
+    meant = match_labels(tuple(given), lexicon)[0].values()
+    taken = {name for entry in meant for name in (entry.canonical, *(entry.halves or ()))}
+    own = {match_key(label) for label in given}
+    rest = {name: texts for name, texts in prompts_of_lexicon(lexicon, modality).items()
+            if name not in taken and match_key(name) not in own}
+    return {**given, **rest}
 
 
 # ---------------------------------------------------------------- banks

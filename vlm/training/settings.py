@@ -8,8 +8,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from autoseg.errors import UserError
-from autoseg.records import Record, content_hash
-from vlm.corpus.toml_files import parse_toml
+from autoseg.records import Record, content_hash, parse_toml
 
 Share = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]

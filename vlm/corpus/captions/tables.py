@@ -12,8 +12,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from autoseg.errors import UserError
-from autoseg.records import Record
-from vlm.corpus.toml_files import parse_toml
+from autoseg.records import Record, parse_toml
 from vlm.schema import Modality, Slug
 
 Phrase = Annotated[str, Field(pattern=r"^\w[^.;:{}|\n]*[^ .;:,{}|\n]$")]

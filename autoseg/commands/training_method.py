@@ -1,0 +1,44 @@
+"""What `train`'s switches mean before it starts: the model's name, and the normalization that the method needs."""
+
+import logging
+from typing import Literal
+
+from autoseg.planning.normalization import with_normalization
+from autoseg.schema import ConfigurationName, Plan
+from autoseg.training.settings import TrainSettings
+
+logger = logging.getLogger("autoseg")
+
+DOMAIN_NORMALIZATION: Literal["percentile", "rank"] = "rank"
+"""Under domain generalization, where the plan's normalization is neither; `docs/generalization.md` shows the study."""
+OWN_SCALE = ("percentile", "rank")
+
+
+def name_of_method(settings: TrainSettings) -> str:
+    """What a model's default name adds to its architecture: "+gin+text" and the like; empty for plain training."""
+    parts: list[str] = [settings.normalization] if settings.normalization != "auto" else []
+    if settings.domain_generalization != "none":
+        parts.append(settings.domain_generalization)
+    if settings.text_guided:
+        route = "" if settings.text_route == "alignment" else f"-{settings.text_route}"
+        geometry = "" if settings.text_geometry == "centred" else f"-{settings.text_geometry}"
+        parts.append(f"text{route}{geometry}")
+    return "".join(f"+{part}" for part in parts)
+
+
+def plan_to_train(plan: Plan, configuration: ConfigurationName, settings: TrainSettings) -> Plan:
+    """The plan with the normalization that the settings ask for or that domain generalization needs.
+
+    Random convolutions, curves and spectra are of use only where every image uses the same range of values, and a
+    window of the source's Hounsfield units cuts another device's images off: so a plan with another normalization
+    gets one of each image by itself. The store of preprocessed cases follows from the plan.
+    """
+    if settings.normalization != "auto":
+        return with_normalization(plan, settings.normalization)
+    schemes = {channel.scheme for channel in plan.configurations[configuration].normalization}
+    if settings.domain_generalization == "none" or schemes <= set(OWN_SCALE):
+        return plan
+    logger.info("--domain-generalization %s: images are normalized by %s instead of the plan's %s, in training and in "
+                "prediction; their store lies beside the plan's", settings.domain_generalization, DOMAIN_NORMALIZATION,
+                ", ".join(sorted(schemes)))
+    return with_normalization(plan, DOMAIN_NORMALIZATION)

@@ -1,0 +1,1 @@
+"""Domain generalization: views of a batch that make a network survive another scanner, sequence or modality."""

@@ -1,0 +1,92 @@
+"""Segmentation heads made of vectors: each class's kernel is generated from its label's vector.
+
+The heads' kernels are the output of a small network whose input is a label's vector, so labels with near vectors get
+near kernels, and a label that was not trained has a kernel too. After training the kernels are numbers: they are put
+into the network's ordinary heads, and prediction needs neither the vectors nor this code.
+(The idea of kernels conditioned on text: CLIP-Driven Universal Model, Liu et al. 2023.)
+"""
+
+from math import sqrt
+
+import torch
+from jaxtyping import Float32
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.nn.functional import normalize
+
+from autoseg.networks.segmenter import FeatureMaps, Segmenter
+
+HIDDEN = 64
+SLOPE = 0.01
+
+
+class TextHeads(nn.Module):
+    """Kernels of every task head of a network from (label, dimension) vectors; the background's vector is learned."""
+
+    vectors: Tensor
+
+    def __init__(
+        self, network: Segmenter, vectors: Float32[Tensor, "label dimension"], generator: torch.Generator
+    ) -> None:
+        super().__init__()
+        dimension = vectors.shape[1]
+        self.register_buffer("vectors", vectors.clone())
+        self.background = nn.Parameter(normalize(torch.randn(dimension, generator=generator), dim=0))
+        self._heads = {name: tuple(weight.shape[1:]) for name, weight in head_weights(network).items()}
+        self.generators = nn.ModuleList(
+            _generator(dimension, shape[0], generator) for shape in self._heads.values()
+        )
+
+    def kernels(self) -> dict[str, Tensor]:
+        """Weight and bias of every head, by their names in the network's state dict; (class, feature, 1, …)."""
+        return self.kernels_for(self.vectors)
+
+    def kernels_for(self, vectors: Float32[Tensor, "label dimension"]) -> dict[str, Tensor]:
+        """As `kernels`, for labels with these vectors."""
+        with torch.autocast(vectors.device.type, enabled=False):
+            words = torch.cat([normalize(self.background, dim=0)[None], vectors])
+            kernels: dict[str, Tensor] = {}
+            for (name, shape), generator in zip(self._heads.items(), self.generators, strict=True):
+                numbers = generator(words)
+                kernels[f"{name}.weight"] = numbers[:, :-1].reshape(len(words), *shape)
+                kernels[f"{name}.bias"] = numbers[:, -1]
+        return kernels
+
+
+def head_weights(network: Segmenter) -> dict[str, Tensor]:
+    """The weight of every task head's 1×1 convolution, by the layer's name in the network."""
+    return {
+        f"{head}.{inner}" if inner else head: layer.weight
+        for head in network.task_heads()
+        for inner, layer in network.get_submodule(head).named_modules()
+        if isinstance(layer, nn.Conv2d | nn.Conv3d)
+    }
+
+
+def forward_with(network: Segmenter, image: Tensor, kernels: dict[str, Tensor]) -> tuple[list[Tensor], FeatureMaps]:
+    """Logits of every level and the feature maps, with these kernels in the heads."""
+    replaced = {f"network.{name}": value for name, value in kernels.items()}
+    result: tuple[list[Tensor], FeatureMaps] = functional_call(_WithMaps(network), replaced, (image,))
+    return result
+
+
+class _WithMaps(nn.Module):
+    def __init__(self, network: Segmenter) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, image: Tensor) -> tuple[list[Tensor], FeatureMaps]:
+        maps = self.network.feature_maps(image)
+        return self.network.logits_of(maps), maps
+
+
+def _generator(dimension: int, features: int, generator: torch.Generator) -> nn.Sequential:
+    """Vector → kernel of `features` numbers and a bias; first kernels are as large as He's initialization has them."""
+    first, last = nn.Linear(dimension, HIDDEN), nn.Linear(HIDDEN, features + 1)
+    with torch.no_grad():
+        first.weight.normal_(generator=generator)  # of a unit vector this makes numbers of variance 1
+        first.bias.zero_()
+        last.weight.normal_(0, sqrt(2 / features) / sqrt(HIDDEN / 2), generator=generator)
+        last.weight[-1] = 0
+        last.bias.zero_()
+    return nn.Sequential(first, nn.LeakyReLU(SLOPE), last)

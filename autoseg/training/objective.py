@@ -1,0 +1,191 @@
+"""What one training step computes: the views of a batch, their losses, and the gradients of these, added up.
+
+A method of domain generalization gives each batch one or several views. The step's loss is the mean over its views
+(not their sum), so that learning rate, weight decay and clipping mean what they mean in plain training; each view's
+gradients are computed before the next view's forward pass, so the memory is that of one view (and, for CCSDG, of
+three maps of the first block).
+
+Sources: GIN and two-view blend, Ouyang et al. 2022 (Causality-inspired single-source domain generalization); SLAug,
+Su et al. 2023; CCSDG, Hu et al. 2023. See `autoseg.domains` for the formulas.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from autoseg.data.intensity import SPAN
+from autoseg.domains.fourier import fourier_view
+from autoseg.domains.location_scale import LocationScaleSettings, class_masks, global_view, local_view
+from autoseg.domains.random_convolution import RandomConvolutionSettings, random_convolution_views
+from autoseg.domains.saliency import fuse, saliency_map
+from autoseg.domains.style_contrast import ContentStyle, Gate, gate
+from autoseg.networks.segmenter import Segmenter
+from autoseg.training.batches import Batch
+from autoseg.training.losses import deep_supervision_loss
+
+if TYPE_CHECKING:
+    from autoseg.training.guiding import Guide, View
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+# The draws of samples use streams 0 and 1 of the same seed (draws.py), layers stream 2 (loop.py).
+_VIEW_STREAM, _LOCAL_STREAM = 3, 4
+BODY = 0.01
+"""Voxels above this share of the span are body: percentile and rank normalization put air at exactly 0, and turning a
+patch mixes the border a little."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """Where a training stands: the step's number, and its share of the schedule (0 to 1)."""
+
+    number: int
+    share: float
+
+
+class TrainedParts(nn.Module):
+    """All that one training optimizes: the network, and what guides it or generates its views (or nothing).
+
+    The state dict of a plain training is the network's own, because then the network stands alone.
+    """
+
+    def __init__(self, network: Segmenter, guide: "Guide | None", style: ContentStyle | None) -> None:
+        super().__init__()
+        self.network, self.guide, self.style = network, guide, style
+
+
+class Objective:
+    """Plain training: one view, the batch as it is. `members`: (region, label) as `Guide` takes it.
+
+    `precision` : of the forward passes (autocast); losses are float32. `scaler`: scales losses for float16.
+    """
+
+    def __init__(self, network: Segmenter, guide: "Guide | None", batch_dice: bool, seed: int) -> None:
+        self.network, self.guide, self.batch_dice, self.seed = network, guide, batch_dice, seed
+        self.precision = "float32"
+        self.scaler = torch.amp.GradScaler("cpu", enabled=False)
+
+    def backward(self, batch: Batch, step: Step) -> Tensor:
+        """Add the gradients of the step's loss to the parameters; returns the loss, detached."""
+        loss, _ = self._loss(batch.image, batch.labels, step, None)
+        return self._add_gradients(loss, 1)
+
+    def logits(self, image: Tensor) -> list[Tensor]:
+        """Logits of every level, as in training."""
+        with self._autocast(image):
+            if self.guide is None:
+                return self.network.forward_all(image)
+            return self.guide.forward(self.network, image)[0]
+
+    def close(self) -> None:
+        """Take hooks off the network."""
+
+    def _loss(self, image: Tensor, labels: Tensor, step: Step, other: "View | None") -> "tuple[Tensor, View | None]":
+        """Loss of one view, and the guide's regions in it; `other`: those of another view of the same patches."""
+        if self.guide is None:
+            return deep_supervision_loss(self.logits(image), labels, self.batch_dice), None
+        with self._autocast(image):
+            logits, maps = self.guide.forward(self.network, image)
+        loss = deep_supervision_loss(logits, labels, self.batch_dice)
+        extra, view = self.guide.loss(maps, labels, step.share, other)
+        return (loss if extra is None else loss + extra), view
+
+    def _add_gradients(self, loss: Tensor, views: int) -> Tensor:
+        part = loss / views
+        self.scaler.scale(part).backward()  # type: ignore[no-untyped-call]
+        return part.detach()
+
+    def _autocast(self, image: Tensor) -> torch.autocast:
+        return torch.autocast(image.device.type, DTYPES[self.precision], enabled=self.precision != "float32")
+
+    def _chances(self, step: Step, samples: int, stream: int = _VIEW_STREAM) -> list[np.random.Generator]:
+        """One source of chance per sample: a function of (seed, step, sample)."""
+        return [np.random.default_rng([self.seed, stream, step.number, sample]) for sample in range(samples)]
+
+
+class RandomConvolution(Objective):
+    """GIN: every patch is filtered by random convolutions; with two views, both blends, one after the other."""
+
+    def __init__(self, network: Segmenter, guide: "Guide | None", batch_dice: bool, seed: int, views: int) -> None:
+        super().__init__(network, guide, batch_dice, seed)
+        self.settings = RandomConvolutionSettings(views=views)
+
+    def backward(self, batch: Batch, step: Step) -> Tensor:
+        """As `Objective.backward`."""
+        with torch.no_grad():
+            images = random_convolution_views(batch.image, self._chances(step, len(batch.image)), self.settings)
+        return self._over_views(images, batch.labels, step)
+
+    def _over_views(self, images: Sequence[Tensor], labels: Tensor, step: Step) -> Tensor:
+        total, other = torch.zeros((), device=labels.device), None
+        for image in images:
+            loss, other = self._loss(image, labels, step, other)
+            total = total + self._add_gradients(loss, len(images))
+        return total
+
+
+class LocationScale(Objective):
+    """SLAug: a global view; then the local view, in its place where the first view's gradient is small."""
+
+    def __init__(self, network: Segmenter, guide: "Guide | None", batch_dice: bool, seed: int, members: Tensor) -> None:
+        super().__init__(network, guide, batch_dice, seed)
+        self.settings, self.members = LocationScaleSettings(), members
+
+    def backward(self, batch: Batch, step: Step) -> Tensor:
+        """As `Objective.backward`."""
+        samples = len(batch.image)
+        with torch.no_grad():
+            unit = batch.image / SPAN
+            body = unit.amax(1) > BODY
+            mild = global_view(unit, body, self._chances(step, samples), self.settings)
+        first = (mild * SPAN).requires_grad_()
+        loss, view = self._loss(first, batch.labels, step, None)
+        total = self._add_gradients(loss, 2)
+        assert first.grad is not None
+        with torch.no_grad():
+            saliency = saliency_map(first.grad, self._cells(tuple(mild.shape[2:])))
+            classes = class_masks(batch.labels, self.members, None)
+            strong = local_view(unit, body, classes, self._chances(step, samples, _LOCAL_STREAM), self.settings)
+            second = fuse(mild, strong, saliency) * SPAN
+        loss, _ = self._loss(second, batch.labels, step, view)
+        return total + self._add_gradients(loss, 2)
+
+    def _cells(self, patch: tuple[int, ...]) -> tuple[int, ...]:
+        """Cells of the saliency's grid: one per 64 voxels, at least two (the published abdominal grid is 3 of 192)."""
+        return tuple(min(length, max(2, round(length / 64))) for length in patch)
+
+
+class StyleContrast(Objective):
+    """CCSDG: the patch, its low-frequency and its location-scale view; only the first layer's content goes on."""
+
+    def __init__(
+        self, network: Segmenter, guide: "Guide | None", batch_dice: bool, seed: int, style: ContentStyle
+    ) -> None:
+        super().__init__(network, guide, batch_dice, seed)
+        self.settings, self.style = LocationScaleSettings(), style
+        self.gate: Gate = gate(network, style)
+
+    def backward(self, batch: Batch, step: Step) -> Tensor:
+        """As `Objective.backward`."""
+        samples = len(batch.image)
+        with torch.no_grad():
+            unit = batch.image / SPAN
+            body = unit.amax(1) > BODY
+            scaled = global_view(unit, body, self._chances(step, samples, _LOCAL_STREAM), self.settings) * SPAN
+            images = (batch.image, fourier_view(batch.image, self._chances(step, samples)), scaled)
+        total, other, features = torch.zeros((), device=unit.device), None, []
+        self.gate.record = True
+        for image in images:
+            loss, other = self._loss(image, batch.labels, step, other)
+            features.append(self.gate.taken())
+            total = total + self._add_gradients(loss, len(images))
+        self.gate.record = False
+        self._add_gradients(self.style.contrast(features), 1)
+        return total
+
+    def close(self) -> None:
+        """Take the gate off the network."""
+        self.gate.remove()
