@@ -7,8 +7,9 @@ Declared before the first run:
   domain". No target image is used for any choice; the last weights are tested; nothing is chosen after a run.
   bSSFP and LGE come from one hospital and partly from the same patients, their ids unmatched: a result across
   sequences, not across patients.
-* The study's own small plan: `2d`, 1.5 mm (heart), 2 mm (abdomen), every second pixel (X-rays), patch 128 × 128, plain
-  U-Net of five stages with 16 to 128 features. AdamW, one rate for all (the quick preset's), 400 steps, no mirroring
+* The study's own small plan: `2d`, 2 mm (X-rays: every second pixel), patch 128 × 128, half of the patches centered on
+  foreground, plain U-Net of five stages with 16 to 128 features. AdamW, one rate for all (the quick preset's), 500
+  steps, no mirroring
   (the datasets of a direction share their frame in plane), spatial augmentation in every arm. One precision for all
   runs of a device: what `train` would choose, asked once per work folder.
 * Equal steps and equal forward passes per step: 12 slices in arms of one pass, 6 in SLAug's two, 4 in CCSDG's three.
@@ -25,6 +26,10 @@ Declared before the first run:
   averaged per case, paired bootstrap over cases, 95 %. Three seeds.
 * Goals: `BASE` out of domain within 3 Dice points of T, in domain at most 1 below A1, in no direction below A1.
 * Scores: Dice and NSD (2 mm) per organ on whole volumes, and the same inside the annotated slices.
+
+Before these, eight runs of another layout were made and thrown away (heart at 1.5 mm, so that many patches missed it, a
+third of the patches on foreground, 400 steps; one seed): A1 had 83 Dice in domain, and out of domain bSSFP → LGE A1 28,
+A2r 46, A3 52, A3r 50; CT → MR A1 7, A2r 32, A3r 46. The layout was changed for the low scores in domain.
 
 One JSON line per finished run goes to results/generalization.jsonl; a run that is there is not made again. So the study
 continues where it was stopped: `taskset -c 0 python benchmarks/generalization.py --work DIR [--only primary]`, one
@@ -71,7 +76,7 @@ DATA = Path(__file__).resolve().parents[2] / "shared" / "data" / "seg"
 DIRECTIONS = {"bssfp-lge": ("bssfp", "lge"), "lge-bssfp": ("lge", "bssfp"), "ct-mr": ("ct", "mr"),
               "mr-ct": ("mr", "ct"), "cxr": ("cxr", "cxr")}  # fmt: skip
 SEEDS = (1, 2, 3)
-STEPS = 400
+STEPS = 500
 EPOCH_STEPS = 10
 
 
@@ -336,6 +341,7 @@ def study_settings(arm: Arm, steps: int, precision: str) -> "TrainSettings":
     quick = replace(load_preset("quick"), max_minutes=None, validation_steps=0, checkpoint_minutes=1e6)
     epoch = min(EPOCH_STEPS, steps)
     return override(quick, steps_per_epoch=epoch, epochs=max(1, steps // epoch), optimizer="adamw", mirror="none",
+                    foreground_fraction=0.5,
                     caching="resident", precision=precision, max_batch_size=BATCH // arm.passes,
                     guidance=replace(quick.guidance, **arm.guidance), **arm.settings)
 

@@ -43,8 +43,8 @@ class Source:
 
 
 SOURCES = {
-    "bssfp": Source("Cardiac_MSCMR_bSSFP", 1.5),
-    "lge": Source("Cardiac_MSCMR_LGE", 1.5),
+    "bssfp": Source("Cardiac_MSCMR_bSSFP", 2.0),
+    "lge": Source("Cardiac_MSCMR_LGE", 2.0),
     "ct": Source("AbdCT_SABS", 2.0),
     "mr": Source("AbdMR_CHAOS_T2", 2.0),
     "cxr": Source("CXRLung_Montgomery", 2.0, relative=True),

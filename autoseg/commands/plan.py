@@ -61,8 +61,9 @@ def plan(  # noqa: PLR0913 (a command's options)
     nnunet_parity: Annotated[bool, Parameter(negative=(), help="Keep nnU-Net's numbers even where silly.")] = False,
     normalization: Annotated[
         NormalizationWanted,
-        Parameter(help="`auto`: by the channels' names. `percentile`, `rank`: of each image by itself, for networks "
-                       "that must survive another scanner or sequence. On a planned run this changes the plan."),
+        Parameter(help="`auto`: by the channels' names; a planned run keeps its own. `percentile`, `rank`: of each "
+                       "image by itself, for networks that must survive another scanner or sequence; on a planned run "
+                       "this changes the plan, and models trained before keep theirs."),
     ] = "auto",
     preprocess: Annotated[bool, Parameter(name="--preprocess", help="Off: only measure and decide.")] = True,
     explain: Annotated[

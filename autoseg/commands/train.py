@@ -12,7 +12,7 @@ from autoseg.commands.beginning import Asked, check_name, choose_beginning, mode
 from autoseg.commands.options import DEFAULT_RUN, DEFAULT_SEED, DeviceOption, JsonOption, RunOption, SeedOption
 from autoseg.commands.plan import default_configuration, read_plan
 from autoseg.commands.stopping import stop_on_signals
-from autoseg.commands.training_method import name_of_method, plan_to_train
+from autoseg.commands.training_method import name_of_method, plan_to_train, refuse_unfit
 from autoseg.data.dataset import Case, Dataset, open_dataset
 from autoseg.data.parallel import default_workers
 from autoseg.data.preprocessing import preprocess_dataset
@@ -123,7 +123,7 @@ def train(  # noqa: PLR0913 (a command's options)
                "optimizer": optimizer, "learning_rate": learning_rate, "domain_generalization": domain_generalization,
                "normalization": normalization, "text_guided": text_guided or None, "text_geometry": text_geometry,
                "text_route": text_route}
-    method = name_of_method(_asked_settings(preset, choices, resume, text_bank))
+    method = name_of_method(_asked_settings(architecture, preset, choices, resume, text_bank))
     beginning = choose_beginning(Asked(run, name, architecture, configuration, fold, init, resume, method))
     name = check_name(beginning.model_name)
     folder = model_folder(run, name, configuration, fold)
@@ -137,7 +137,7 @@ def train(  # noqa: PLR0913 (a command's options)
         first = beginning.read((architecture, planned, store_record(plan, configuration)), len(plan.channel_names),
                                held_out)
         plan = plan_to_train(plan, configuration, settings)
-        words = _words(plan, text_bank, settings, seed)
+        words = _words(run, plan, text_bank, settings, seed)
         store = training_store(run, dataset, plan, configuration)
         used = resolve_optimizer(planned.optimizer, RECIPES, settings)
         chosen_device = choose_device(device)
@@ -195,10 +195,12 @@ def _settings(folder: Path, preset: str | None, resume: bool, choices: Mapping[s
 
 
 def _asked_settings(
-    preset: str | None, choices: Mapping[str, object], resume: bool, text_bank: str | None
-) -> TrainSettings:
-    """The settings as the command line names them; UserError for words without --text-guided."""
+    architecture: ArchitectureName, preset: str | None, choices: Mapping[str, object], resume: bool,
+    text_bank: str | None,
+) -> TrainSettings:  # fmt: skip
+    """The settings as the command line names them; UserError for words without --text-guided, or an unfit network."""
     settings = override(load_preset(preset or "default"), **choices)
+    refuse_unfit(architecture, settings)
     given = {"--text-bank": text_bank, "--text-geometry": choices["text_geometry"],
              "--text-route": choices["text_route"]}
     if not settings.text_guided and not resume and (named := [name for name, value in given.items() if value]):
@@ -206,12 +208,12 @@ def _asked_settings(
     return settings
 
 
-def _words(plan: Plan, text_bank: str | None, settings: TrainSettings, seed: int) -> "Words | None":
+def _words(run: Path, plan: Plan, text_bank: str | None, settings: TrainSettings, seed: int) -> "Words | None":
     if not settings.text_guided:
         return None
     from autoseg.training.guiding import read_words
 
-    return read_words(plan, text_bank, settings, seed)
+    return read_words(plan, text_bank, settings, seed, run / "prompts.json")
 
 
 def clear_folder(folder: Path) -> None:

@@ -3,8 +3,9 @@
 import logging
 from typing import Literal
 
+from autoseg.errors import UserError
 from autoseg.planning.normalization import with_normalization
-from autoseg.schema import ConfigurationName, Plan
+from autoseg.schema import ArchitectureName, ConfigurationName, Plan
 from autoseg.training.settings import TrainSettings
 
 logger = logging.getLogger("autoseg")
@@ -12,6 +13,17 @@ logger = logging.getLogger("autoseg")
 DOMAIN_NORMALIZATION: Literal["percentile", "rank"] = "rank"
 """Under domain generalization, where the plan's normalization is neither; `docs/generalization.md` shows the study."""
 OWN_SCALE = ("percentile", "rank")
+WITH_FIRST_BLOCK: tuple[ArchitectureName, ...] = ("plain", "resenc", "hybrid")
+"""Architectures whose first block CCSDG can take apart (`autoseg.domains.style_contrast.stem_of`)."""
+
+
+def refuse_unfit(architecture: ArchitectureName, settings: TrainSettings) -> None:
+    """UserError for a network that the method cannot train: before a store is made or an older model deleted."""
+    if settings.domain_generalization == "ccsdg" and architecture not in WITH_FIRST_BLOCK:
+        raise UserError(f"--domain-generalization ccsdg with {architecture}: it needs a network whose first layer is a "
+                        "convolution, an instance normalization and a leaky ReLU.\n"
+                        f"Train {', '.join(WITH_FIRST_BLOCK[:-1])} or {WITH_FIRST_BLOCK[-1]}, or generalize by gin or "
+                        "slaug, which work with every network.")
 
 
 def name_of_method(settings: TrainSettings) -> str:

@@ -2,8 +2,8 @@
 
 `percentile` and `rank` use nothing of the dataset, so an image of another scanner, sequence or modality is treated by
 the same rule as those of training. Both give 0 … SPAN with air at exactly 0, which is also what padding is. Body is
-what lies above 3 % of the way from an image's 0.5 to its 99.5 percentile; where air is bright (an inverted X-ray), air
-counts as body.
+what lies above 3 % of the way from an image's 0.5 to its 99.5 percentile. Where air is bright (an inverted X-ray) it
+counts as body, and so it does where something darker surrounds it (a CT whose field of view is padded with -3024).
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -113,13 +113,16 @@ def keep(channel: Channel, _: Mask | None, __: IntensityStatistics) -> Channel:
 
 def scale_percentiles(channel: Channel, _: Mask | None, __: IntensityStatistics) -> Channel:
     """The body's 0.5 and 99.5 percentiles become 0 and SPAN, in between linearly, beyond them clipped; air is 0."""
-    body = _body(channel)
-    if body is None:
+    body, brightest_air = _body(channel)
+    if not body.any():
         return np.zeros_like(channel)
-    low, high = np.percentile(channel[body], EXTREMES)
-    channel -= np.float32(low)
-    channel *= np.float32(SPAN / max(float(high - low), SMALLEST_DIVISOR))
-    np.clip(channel, 0, SPAN, out=channel)
+    low, high = (np.float32(extreme) for extreme in np.percentile(channel[body], EXTREMES))
+    if low == high:  # a body of one value is not air
+        low = brightest_air
+    np.clip(channel, low, high, out=channel)
+    channel -= low
+    channel /= high - low
+    channel *= SPAN
     channel[~body] = 0
     return channel
 
@@ -128,30 +131,43 @@ def scale_ranks(channel: Channel, _: Mask | None, __: IntensityStatistics) -> Ch
     """The share of the body's voxels that are darker (half of those that are equal), 5 % to 100 % of SPAN; air is 0.
 
     A histogram map of the image alone: any increasing change of intensities that leaves the body as it is changes
-    nothing. Shares are tabulated at 4,096 values at most, between which they are interpolated.
+    nothing, up to one part of the table.
     """
-    body = _body(channel)
-    if body is None:
+    body, _air = _body(channel)
+    if not body.any():
         return np.zeros_like(channel)
-    values, counts = np.unique(channel[body], return_counts=True)
-    shares = (np.cumsum(counts) - counts / 2) / counts.sum()
-    if len(values) > RANK_TABLE:
-        # Equally many voxels between entries, so the error of a share is at most one part of the table.
-        kept = np.unique(np.searchsorted(shares, np.linspace(shares[0], shares[-1], RANK_TABLE)))
-        values, shares = values[kept], shares[kept]
-    ranks = np.interp(channel.reshape(-1), values, SPAN * (DARKEST_RANK + (1 - DARKEST_RANK) * shares))
-    channel.reshape(-1)[:] = ranks
+    values, shares = _tabulated_shares(channel[body])
+    ranks = SPAN * (DARKEST_RANK + (1 - DARKEST_RANK) * shares)
+    for part in _pieces(channel):
+        part[:] = np.interp(part, values, ranks)
     channel[~body] = 0
     return channel
 
 
-def _body(channel: Channel) -> Mask | None:
-    """Voxels that are not air; None in an image of one value."""
+def _tabulated_shares(values: Float32[np.ndarray, " voxel"]) -> tuple[np.ndarray, np.ndarray]:
+    """Some of the values, increasing, and the share of all that is smaller than each (half of what equals it).
+
+    `values` are sorted in place. Entries are RANK_TABLE values with equally many voxels from one to the next, and the
+    values just below and above each: between two entries then lies at most one part of the table, however many voxels
+    an entry itself has. Up to RANK_TABLE voxels are all entries.
+    """
+    values.sort()
+    last = values.size - 1
+    chosen = values[np.linspace(0, last, min(RANK_TABLE, values.size)).astype(np.int64)]
+    below = values[np.maximum(np.searchsorted(values, chosen) - 1, 0)]
+    above = values[np.minimum(np.searchsorted(values, chosen, side="right"), last)]
+    entries = np.unique(np.concatenate([below, chosen, above]))
+    smaller, not_larger = np.searchsorted(values, entries), np.searchsorted(values, entries, side="right")
+    return entries, (smaller + not_larger) / (2 * values.size)
+
+
+def _body(channel: Channel) -> tuple[Mask, np.float32]:
+    """Voxels that are not air, none in an image of one value; and the value that air does not exceed."""
     low, high = np.percentile(channel, EXTREMES)
-    if not high > low:
-        low, high = float(channel.min()), float(channel.max())
-    body = channel > low + AIR_SHARE * (high - low)
-    return body if body.any() else None
+    if not high > low:  # what there is takes less than 0.5 % of the image
+        low, high = channel.min(), channel.max()
+    brightest_air = np.float32(low + AIR_SHARE * (high - low))
+    return channel > brightest_air, brightest_air
 
 
 NORMALIZERS: dict[NormalizationScheme, Normalizer] = {

@@ -171,20 +171,20 @@ class RegionAlignment(nn.Module):
     def gram_loss(self, regions: Regions, _: Bool[Tensor, "region label"]) -> Float32[Tensor, ""]:
         """The mean squared difference between cosines of the labels' prototypes and cosines of their vectors.
 
-        Prototypes are averaged over the batch and centered over its labels; nothing projects them, so the angles that
-        the words give are asked of the features themselves. (Inter-class structure as in TCSA-UDA, arXiv 2511.05782.)
-        0 with fewer than two labels in the batch.
+        Prototypes are averaged over the batch; they and the vectors are centered over the labels that the batch has,
+        because angles about different centers cannot agree. Nothing projects them, so the angles that the words give
+        are asked of the features themselves. (Inter-class structure as in TCSA-UDA, arXiv 2511.05782.)
+        0 with fewer than three labels in the batch: centered, two are opposite whatever they are.
         """
-        valid = regions.valid[:, 1:].float()
-        counts = valid.sum(0)
-        means = (regions.prototypes[:, 1:] * valid[..., None]).sum(0) / counts.clamp_min(1)[:, None]
-        there = (counts > 0).float()
-        middle = (means * there[:, None]).sum(0) / there.sum().clamp_min(1)
-        directions = normalize(means - middle, dim=1, eps=EPSILON)
-        words = normalize(self.vectors, dim=1, eps=EPSILON)
-        pairs = torch.triu(there[:, None] * there[None], diagonal=1)
-        difference = (directions @ directions.T - words @ words.T).square()
-        return (difference * pairs).sum() / pairs.sum().clamp_min(1) + 0 * regions.embeddings.sum()
+        with torch.autocast(regions.prototypes.device.type, enabled=False):
+            valid = regions.valid[:, 1:].float()
+            counts = valid.sum(0)
+            means = (regions.prototypes[:, 1:] * valid[..., None]).sum(0) / counts.clamp_min(1)[:, None]
+            there = (counts > 0).float()
+            directions, words = _about_center(means, there), _about_center(normalize(self.vectors, dim=1), there)
+            pairs = torch.triu(there[:, None] * there[None], diagonal=1)
+            difference = (directions @ directions.T - words @ words.T).square()
+            return (difference * pairs).sum() / pairs.sum().clamp_min(1) + 0 * regions.embeddings.sum()
 
     def _meeting(self, members: Tensor, candidates: int) -> Bool[Tensor, "region candidate"]:
         """Which candidates a region must not be pushed from: its own, and those of regions that share voxels."""
@@ -193,3 +193,11 @@ class RegionAlignment(nn.Module):
         meets[0, 0] = True
         meets[1:, 1 : len(members) + 1] = shared
         return meets
+
+
+def _about_center(
+    rows: Float32[Tensor, "label dimension"], there: Float32[Tensor, " label"]
+) -> Float32[Tensor, "label dimension"]:
+    """Unit directions from the mean of the rows that are `there`."""
+    center = (rows * there[:, None]).sum(0) / there.sum().clamp_min(1)
+    return normalize(rows - center, dim=1, eps=EPSILON)

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from autoseg.guidance.label_names import content_words
+from autoseg.guidance.label_names import content_words, match_key
 from autoseg.guidance.lexicon import load_lexicon
 from autoseg.guidance.records import COLLINEAR
 from autoseg.guidance.text_bank import TextBank
@@ -17,12 +17,17 @@ def choose_distractors(bank: TextBank, matched: Sequence[str], count: int, seed:
     of meaning with one of them ("liver tumor" beside "liver", "left kidney" beside "kidney"), and names whose vector is
     nearly a label's.
     """
-    taken = {word for name in matched for word in content_words(name)}
+    taken = {word for name in matched for word in _meaning(name)}
     entries = load_lexicon().entries
     halves = {half for name in matched if name in entries for half in entries[name].halves or ()}
     rows = np.array([row for row, name in enumerate(bank.names) if name in matched or name in halves], int)
     wide = bank.vectors.astype(np.float64)
     near = (wide @ wide[rows].T).max(axis=1) >= COLLINEAR if len(rows) else np.zeros(len(wide), bool)
-    free = [row for row, name in enumerate(bank.names) if not near[row] and not taken & set(content_words(name))]
+    free = [row for row, name in enumerate(bank.names) if not near[row] and not taken & _meaning(name)]
     chosen = np.random.default_rng([seed, count]).permutation(len(free))[:count]
     return tuple(bank.names[free[position]] for position in sorted(chosen))
+
+
+def _meaning(name: str) -> set[tuple[str, ...]]:
+    """The words of meaning, a plural as its singular ("hemorrhages" beside "hemorrhage")."""
+    return {match_key(word) for word in content_words(name)}

@@ -6,6 +6,7 @@ into the network's ordinary heads, and prediction needs neither the vectors nor 
 (The idea of kernels conditioned on text: CLIP-Driven Universal Model, Liu et al. 2023.)
 """
 
+from dataclasses import dataclass
 from math import sqrt
 
 import torch
@@ -18,6 +19,16 @@ from autoseg.networks.segmenter import FeatureMaps, Segmenter
 
 HIDDEN = 64
 SLOPE = 0.01
+CONVOLUTIONS = (nn.Conv2d, nn.Conv3d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+
+
+@dataclass(frozen=True)
+class HeadShape:
+    """Features in; axes of the patch; whether the kernel is stored (feature, class, 1, …), as MedNeXt's heads are."""
+
+    features: int
+    axes: int
+    transposed: bool
 
 
 class TextHeads(nn.Module):
@@ -32,13 +43,13 @@ class TextHeads(nn.Module):
         dimension = vectors.shape[1]
         self.register_buffer("vectors", vectors.clone())
         self.background = nn.Parameter(normalize(torch.randn(dimension, generator=generator), dim=0))
-        self._heads = {name: tuple(weight.shape[1:]) for name, weight in head_weights(network).items()}
+        self._heads = head_shapes(network)
         self.generators = nn.ModuleList(
-            _generator(dimension, shape[0], generator) for shape in self._heads.values()
+            _generator(dimension, head.features, generator) for head in self._heads.values()
         )
 
     def kernels(self) -> dict[str, Tensor]:
-        """Weight and bias of every head, by their names in the network's state dict; (class, feature, 1, …)."""
+        """Weight and bias of every head, by their names in the network's state dict and in their shapes there."""
         return self.kernels_for(self.vectors)
 
     def kernels_for(self, vectors: Float32[Tensor, "label dimension"]) -> dict[str, Tensor]:
@@ -46,20 +57,21 @@ class TextHeads(nn.Module):
         with torch.autocast(vectors.device.type, enabled=False):
             words = torch.cat([normalize(self.background, dim=0)[None], vectors])
             kernels: dict[str, Tensor] = {}
-            for (name, shape), generator in zip(self._heads.items(), self.generators, strict=True):
+            for (name, head), generator in zip(self._heads.items(), self.generators, strict=True):
                 numbers = generator(words)
-                kernels[f"{name}.weight"] = numbers[:, :-1].reshape(len(words), *shape)
+                weight = numbers[:, :-1].reshape(len(words), head.features, *(1,) * head.axes)
+                kernels[f"{name}.weight"] = weight.transpose(0, 1) if head.transposed else weight
                 kernels[f"{name}.bias"] = numbers[:, -1]
         return kernels
 
 
-def head_weights(network: Segmenter) -> dict[str, Tensor]:
-    """The weight of every task head's 1×1 convolution, by the layer's name in the network."""
+def head_shapes(network: Segmenter) -> dict[str, HeadShape]:
+    """Every task head's 1×1 convolution, by the layer's name in the network."""
     return {
-        f"{head}.{inner}" if inner else head: layer.weight
+        f"{head}.{inner}" if inner else head: HeadShape(layer.in_channels, layer.weight.dim() - 2, layer.transposed)
         for head in network.task_heads()
         for inner, layer in network.get_submodule(head).named_modules()
-        if isinstance(layer, nn.Conv2d | nn.Conv3d)
+        if isinstance(layer, CONVOLUTIONS)
     }
 
 

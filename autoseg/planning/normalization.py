@@ -65,6 +65,12 @@ def _for_channel(
     )
 
 
+def own_normalization(plan: Plan) -> str:
+    """The plan's normalizations of each image by itself, which nnU-Net does not have, in words; "" if none."""
+    used = {channel.scheme for configuration in plan.configurations.values() for channel in configuration.normalization}
+    return " and ".join(sorted(used & set(OWN_REASON)))
+
+
 def with_normalization(plan: Plan, scheme: Literal["percentile", "rank"]) -> Plan:
     """The plan with every channel of every configuration normalized by `scheme`; the statistics stay as facts."""
     configurations = {

@@ -21,7 +21,7 @@ from autoseg.planning.configurations import (
 )
 from autoseg.planning.fitting import TooLittleMemory
 from autoseg.planning.memory import find_reference
-from autoseg.planning.normalization import OWN_REASON, choose_normalization, with_normalization
+from autoseg.planning.normalization import OWN_REASON, choose_normalization, own_normalization, with_normalization
 from autoseg.planning.patch import Budget, readable_mm
 from autoseg.planning.sides import find_sided_pairs
 from autoseg.planning.spacing import Target, find_target
@@ -51,7 +51,8 @@ class PlanSettings:
     configurations : plan only these; None means all that the dataset can have.
     preset_size : nnU-Net's residual encoder presets.
     nnunet_parity : keep nnU-Net's numbers where we would change them.
-    normalization : "auto" goes by the channels' names, as nnU-Net; the others treat each image by itself.
+    normalization : "auto" goes by the channels' names, as nnU-Net (a plan that exists keeps its own); the others treat
+        each image by itself.
 
     Raises
     ------
@@ -138,8 +139,12 @@ def add_architecture(plan: Plan, fingerprint: Fingerprint, settings: PlanSetting
 
     Raises
     ------
-    UserError : as `decide_plan`; also when the settings name a configuration that the plan does not hold.
+    UserError : as `decide_plan`; also when the settings name a configuration that the plan does not hold, or ask for
+        nnU-Net's numbers in a plan with a normalization that nnU-Net does not have.
     """
+    if settings.nnunet_parity and (own := own_normalization(plan)):
+        raise UserError(f"--nnunet-parity: the plan of this run normalizes by {own}, which nnU-Net does not have.\n"
+                        "Leave --nnunet-parity out, or plan into another --run folder.")
     absent = [name for name in settings.configurations or () if name not in plan.configurations]
     if absent:
         raise UserError(

@@ -2,6 +2,7 @@
 
 import logging
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TypeAlias
 
 import numpy as np
@@ -10,9 +11,11 @@ from jaxtyping import Float32
 from torch import Tensor, nn
 
 from autoseg.guidance.alignment import AlignmentSettings, RegionAlignment, Regions, occupancy, tapped_level
-from autoseg.guidance.banks import label_vectors, open_bank
+from autoseg.guidance.banks import label_vectors, of_other_sentences, open_bank
+from autoseg.guidance.checking import read_prompts
 from autoseg.guidance.distractors import choose_distractors
 from autoseg.guidance.geometry import arrange, collinear_sides
+from autoseg.guidance.text_bank import TextBank
 from autoseg.guidance.text_heads import TextHeads, forward_with
 from autoseg.networks.segmenter import FeatureMaps, Segmenter
 from autoseg.schema import NetworkPlan, Plan, TextGuidanceFacts
@@ -39,8 +42,13 @@ class Words:
     facts: TextGuidanceFacts
 
 
-def read_words(plan: Plan, text_bank: str | None, settings: TrainSettings, seed: int) -> Words:
+def read_words(
+    plan: Plan, text_bank: str | None, settings: TrainSettings, seed: int, prompts: Path | None = None
+) -> Words:
     """The words of a plan's labels from a bank (a folder, or a name of autoseg's own banks; None: the default).
+
+    prompts : the run's prompts.json, where there is one: sentences in it that the bank's vectors do not stand for are
+        said, because the training will not know them.
 
     Raises
     ------
@@ -49,6 +57,8 @@ def read_words(plan: Plan, text_bank: str | None, settings: TrainSettings, seed:
     bank = open_bank(text_bank)
     labels = [name for name in plan.labels if plan.labels[name] != 0]
     raw, matched = label_vectors(bank, labels, plan.name, plan.channel_names)
+    if prompts is not None and prompts.exists():
+        _say_unknown_sentences(bank, dict(zip(labels, matched, strict=True)), prompts)
     position = {name: row for row, name in enumerate(labels)}
     sided = [(position[left], position[right]) for left, right in plan.sided_labels]
     geometry = settings.text_geometry
@@ -65,6 +75,15 @@ def read_words(plan: Plan, text_bank: str | None, settings: TrainSettings, seed:
         bank_sha256=bank.record.sha256, tower=bank.record.tower.name, tower_sha256=bank.record.tower.sha256,
         tensors_sha256=None,
     ))
+
+
+def _say_unknown_sentences(bank: TextBank, matched: dict[str, str], prompts: Path) -> None:
+    written = read_prompts(prompts)
+    known = {label: name for label, name in matched.items() if label in written}
+    if edited := of_other_sentences(bank, known, written):
+        logger.warning("%s: the sentences of %s are not those of the bank, so training does not use them; encode them "
+                       "with `vlm encode-labels --prompts %s` and name that bank with --text-bank", prompts,
+                       ", ".join(edited), prompts)
 
 
 class Guide(nn.Module):

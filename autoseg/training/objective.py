@@ -154,8 +154,8 @@ class LocationScale(Objective):
         return total + self._add_gradients(loss, 2)
 
     def _cells(self, patch: tuple[int, ...]) -> tuple[int, ...]:
-        """Cells of the saliency's grid: one per 64 voxels, at least two (the published abdominal grid is 3 of 192)."""
-        return tuple(min(length, max(2, round(length / 64))) for length in patch)
+        """Cells of the saliency's grid: one per 10 voxels, at least two (the published cardiac grid is 18 of 192)."""
+        return tuple(min(length, max(2, round(length / 10))) for length in patch)
 
 
 class StyleContrast(Objective):

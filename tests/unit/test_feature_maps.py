@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from autoseg.guidance.alignment import tapped_level
 from autoseg.networks.builder import build_network, make_network
 from autoseg.networks.segmenter import FeatureMaps, Part, Segmenter
 from autoseg.planning.architectures import TOPOLOGIES, build_topology, pool_patch
@@ -92,6 +93,20 @@ def test_heads_on_the_maps_give_the_logits_of_forward(example: Example, training
         assert torch.equal(heads[0](maps.decoder[0]), finest)
         for head, features, logits in zip(heads, (*maps.decoder, maps.encoder[-1]), levels, strict=False):
             assert torch.equal(head(features), logits)
+        again = network.logits_of(maps)
+        assert len(again) == len(levels)
+        assert all(torch.equal(one, other) for one, other in zip(again, levels, strict=True))
+
+
+@EVERY
+def test_every_network_has_a_level_to_align_with_words(example: Example) -> None:
+    network = seeded(example).train()
+    level, features, shape = tapped_level(network, plan_of(example), 2)
+    assert network.training
+    with torch.no_grad():
+        decoder = network.eval().feature_maps(image_of(example)).decoder
+    assert (features, *shape) == tuple(decoder[level].shape[1:])
+    assert math.prod(shape) * 8 <= math.prod(example.patch)
 
 
 @EVERY

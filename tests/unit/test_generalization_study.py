@@ -122,7 +122,7 @@ def test_the_studys_plan_has_its_grid_and_a_network_of_about_a_million_weights()
     plan = a_plan()
     small = study_plan(plan, SOURCES["bssfp"]).configurations["2d"]
     before = plan.configurations["2d"]
-    assert small.spacing[-2:] == (1.5, 1.5)
+    assert small.spacing[-2:] == (SOURCES["bssfp"].spacing,) * 2
     network = small.networks["plain"]
     assert network.patch_shape == PATCH
     assert not topology_problems(network.topology, network.patch_shape)
