@@ -39,7 +39,7 @@ def arrange(
     `seed`: no words at all.
 
     sided : rows (left, right) that differ only in side. Where their cosine is 0.95 or more, words say next to nothing
-    about the side; raw and centred vectors then get one more dimension, on which left and right lie apart.
+    about the side; vectors from words then get one more dimension, on which left and right lie apart.
 
     Raises
     ------

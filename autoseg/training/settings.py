@@ -229,13 +229,14 @@ def _fits(value: object, kind: object) -> bool:
 
 
 def _checked(settings: TrainSettings, source: str) -> TrainSettings:
-    minimum = {"gin_views": 1, "epochs": 1, "steps_per_epoch": 1, "validation_steps": 0, "max_batch_size": 1,
-               "rate_power": 0}
+    minimum = {"epochs": 1, "steps_per_epoch": 1, "validation_steps": 0, "max_batch_size": 1, "rate_power": 0}
     given = {name: value for name in minimum if (value := getattr(settings, name)) is not None}
     problems = [f"{name} is {value}; a finite number, at least {minimum[name]}, was expected"
                 for name, value in given.items() if not minimum[name] <= value < math.inf]
     if settings.max_minutes is not None and not 0 < settings.max_minutes < math.inf:
         problems.append(f"max_minutes is {settings.max_minutes}; a number above 0 was expected")
+    if settings.gin_views not in (1, 2):
+        problems.append(f"gin_views is {settings.gin_views}; 1, or 2 for the blend of two, was expected")
     if not 0 <= settings.foreground_fraction <= 1:
         problems.append(f"foreground_fraction is {settings.foreground_fraction}; 0 to 1 was expected")
     numbers = [("learning_rate", settings.learning_rate)] if settings.learning_rate is not None else []

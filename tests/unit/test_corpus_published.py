@@ -40,7 +40,12 @@ PARTS = {
 }
 
 
-@pytest.mark.parametrize(("source", "layout", "make", "count"), CASES, ids=lambda value: getattr(value, "__name__", str(value))[:30])
+def named(value: object) -> str:
+    """The same in every process: a function's own name, not its address."""
+    return str(getattr(value, "__name__", value))[:30]
+
+
+@pytest.mark.parametrize(("source", "layout", "make", "count"), CASES, ids=named)
 def test_a_published_layout_is_read_completely(
     source: str, layout: str, make: Callable[[Path], None], count: int, tmp_path: Path
 ) -> None:
@@ -249,7 +254,7 @@ def test_prepared_table_without_header_or_column(tmp_path: Path) -> None:
         list(read_source(card, layout_of(card, "unimed"), tmp_path))
 
 
-@pytest.mark.parametrize(("source", "layout", "make", "count"), CASES, ids=lambda value: getattr(value, "__name__", str(value))[:30])
+@pytest.mark.parametrize(("source", "layout", "make", "count"), CASES, ids=named)
 def test_a_missing_index_is_refused_by_name(
     source: str, layout: str, make: Callable[[Path], None], count: int, tmp_path: Path
 ) -> None:

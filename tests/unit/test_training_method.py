@@ -15,7 +15,7 @@ from autoseg.networks.builder import NETWORKS
 from autoseg.planning.normalization import with_normalization
 from autoseg.planning.planner import store_record
 from autoseg.schema import Plan
-from autoseg.training.settings import TrainSettings
+from autoseg.training.settings import TrainSettings, override
 
 CT = plan(make_fingerprint((60, 200, 200), channels=("CT", "PET")))
 MR = plan(make_fingerprint((60, 200, 200), channels=("T1",), kept=0.5))
@@ -117,3 +117,11 @@ def test_ccsdg_alone_is_for_some_networks_only(architecture: str, method: str) -
             refuse_unfit(architecture, settings(domain_generalization=method))  # type: ignore[arg-type]
     else:
         refuse_unfit(architecture, settings(domain_generalization=method))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("views", [0, 3])
+def test_gin_has_one_view_or_two(views: int) -> None:
+    """Refused with the settings: later, --overwrite has deleted the older model."""
+    with pytest.raises(UserError, match=f"gin_views is {views}; 1, or 2"):
+        override(TrainSettings(), gin_views=views)
+    assert override(TrainSettings(), gin_views=2).gin_views == 2
