@@ -49,8 +49,8 @@ class LocationScaleSettings:
     """
 
     inverted_chance: float = 0.5
-    soften: float = 1.0
-    background_clusters: int = 3
+    soften: float = 0.5
+    background_clusters: int = 1
 
     def __post_init__(self) -> None:
         if not (0 <= self.inverted_chance <= 1 and self.soften >= 0 and self.background_clusters >= 1):
