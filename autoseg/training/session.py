@@ -58,6 +58,8 @@ if TYPE_CHECKING:
 ResumeFacts = dict[str, Any]
 
 GUIDANCE_NAME = "guidance.safetensors"
+PLAIN = ["none", False, "", "", "", 1]
+"""What `_method` gives for a training without views and words: all that there was once."""
 
 logger = logging.getLogger("autoseg")
 
@@ -266,7 +268,7 @@ def _matching_facts(session: Session) -> ResumeFacts:
                 "optimizer": "the optimizer", "init_sha256": "the first weights (--init)",
                 "method": "--domain-generalization or --text-guided", "words": "the text bank (--text-bank)"}
     # Begun before there were any:
-    facts = {"init_sha256": None, "method": ["none", False, "", ""], "words": None, **facts}
+    facts = {"init_sha256": None, "method": PLAIN, "words": None, **facts}
     if absent := [name for name in compared if name not in facts]:
         raise UserError(f"--resume: {session.folder} was begun by another version of autoseg ({', '.join(absent)} "
                         "not recorded).\nContinue with that version, or start anew with --overwrite.")
@@ -291,10 +293,12 @@ def _facts(session: Session) -> ResumeFacts:
             "settings": session.settings.flat()}
 
 
-def _method(settings: TrainSettings) -> list[str | bool]:
-    guided = settings.text_guided
-    return [settings.domain_generalization, guided, settings.text_route if guided else "",
-            settings.text_geometry if guided else ""]
+def _method(settings: TrainSettings) -> list[str | bool | int]:
+    """What a resumed training must share with its beginning; PLAIN where nothing is switched on."""
+    method: list[str | bool | int] = [settings.domain_generalization, settings.text_guided]
+    words = [settings.text_route, settings.text_geometry, content_hash(asdict(settings.guidance))]
+    views = settings.gin_views if settings.domain_generalization == "gin" else 1
+    return [*method, *(words if settings.text_guided else ["", "", ""]), views]
 
 
 def _words_facts(words: "Words") -> list[str | None]:

@@ -59,7 +59,7 @@ def test_arms_make_equally_many_forward_passes() -> None:
         assert settings.epochs * settings.steps_per_epoch == 400
         assert settings.max_batch_size is not None
         assert settings.max_batch_size * arm.passes == BATCH
-        assert arm.passes == {"slaug": 2, "ccsdg": 3}.get(settings.domain_generalization, 1)
+        assert arm.passes == {"slaug": 2, "ccsdg": 3}.get(settings.domain_generalization, settings.gin_views)
 
 
 def test_text_arms_differ_from_their_base_in_words_alone() -> None:
@@ -68,8 +68,9 @@ def test_text_arms_differ_from_their_base_in_words_alone() -> None:
         assert arm.normalization == ARMS[BASE].normalization
         flat = study_settings(arm, 400, "float32").flat()
         changed = {name for name in flat if flat[name] != plain[name]}
+        two_views = {"gin_views", "max_batch_size"} if arm.name == "B7" else set()  # consistency needs two
         assert changed <= {"text_guided", "text_geometry", "text_route", "guidance.distractors",
-                           "guidance.text_weight"}
+                           "guidance.text_weight"} | two_views
         assert "text_guided" in changed
     compared = [study_settings(ARMS[name], 400, "float32").flat() for name in ("B5", "B2", "B3", "B4", "B6")]
     for one in compared[1:]:
