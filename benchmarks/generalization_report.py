@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from generalization import ARMS, DIRECTIONS, SHIFTS
+from generalization import ARMS, DIRECTIONS, SEEDS, SHIFTS
 from jaxtyping import Float
 from measuring import bootstrap_mean
 
@@ -206,9 +206,8 @@ def draw_figure(lines: Iterable[Mapping[str, Any]], base: str, pictures: Path | 
     from matplotlib.figure import Figure
 
     found = grouped(lines)
-    shown = [direction for direction in found if pictures is not None
-             and (pictures / f"{direction}-{base}-1-out.npz").exists()
-             and (pictures / f"{direction}-A1-1-out.npz").exists()]
+    shown = {direction: seed for direction in found if pictures is not None
+             and (seed := seed_with_pictures(direction, base, pictures)) is not None}
     most = max(len(arms) for arms in found.values())
     above = 1.2 + 0.3 * most
     figure = Figure(figsize=(14, above + 2.7 * len(shown)), layout="constrained")
@@ -218,10 +217,17 @@ def draw_figure(lines: Iterable[Mapping[str, Any]], base: str, pictures: Path | 
         draw_dots(axis, direction, arms)
     if shown and pictures is not None:
         grid = lower.subplots(len(shown), 5, squeeze=False)
-        for cells, direction in zip(grid, shown, strict=True):
-            draw_slices(cells, direction, base, pictures)
+        for cells, (direction, seed) in zip(grid, shown.items(), strict=True):
+            draw_slices(cells, direction, (base, seed), pictures)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=110)
+
+
+def seed_with_pictures(direction: str, base: str, pictures: Path) -> int | None:
+    """The first seed whose masks of both A1 and the base were kept."""
+    kept = (seed for seed in SEEDS if all((pictures / f"{direction}-{arm}-{seed}-out.npz").exists()
+                                          for arm in (base, "A1")))
+    return next(kept, None)
 
 
 def draw_dots(axes: Any, direction: str, arms: Mapping[str, list[Mapping[str, Any]]]) -> None:
@@ -244,9 +250,10 @@ def draw_dots(axes: Any, direction: str, arms: Mapping[str, list[Mapping[str, An
     axes.grid(axis="x", alpha=0.25)
 
 
-def draw_slices(cells: Sequence[Any], direction: str, base: str, pictures: Path) -> None:
+def draw_slices(cells: Sequence[Any], direction: str, base_and_seed: tuple[str, int], pictures: Path) -> None:
+    base, seed = base_and_seed
     source, plain, best = (np.load(pictures / f"{direction}-{name}.npz", allow_pickle=False)
-                           for name in (f"{base}-1-in", "A1-1-out", f"{base}-1-out"))
+                           for name in (f"{base}-{seed}-in", f"A1-{seed}-out", f"{base}-{seed}-out"))
     before, after = TITLES[direction].partition(" (")[0].split(" → ")
     drawn = [(f"{before}, reference", source["image"], source["reference"]),
              (after, best["image"], None), ("reference", best["image"], best["reference"]),
