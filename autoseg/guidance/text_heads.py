@@ -32,17 +32,24 @@ class HeadShape:
 
 
 class TextHeads(nn.Module):
-    """Kernels of every task head of a network from (label, dimension) vectors; the background's vector is learned."""
+    """Kernels of every task head of a network from (label, dimension) vectors; the background's vector is learned.
+
+    `learned`: the labels' vectors are parameters too, drawn anew: a control without words.
+    """
 
     vectors: Tensor
 
     def __init__(
-        self, network: Segmenter, vectors: Float32[Tensor, "label dimension"], generator: torch.Generator
-    ) -> None:
+        self, network: Segmenter, vectors: Float32[Tensor, "label dimension"], generator: torch.Generator,
+        learned: bool = False,
+    ) -> None:  # fmt: skip
         super().__init__()
         dimension = vectors.shape[1]
-        self.register_buffer("vectors", vectors.clone())
         self.background = nn.Parameter(normalize(torch.randn(dimension, generator=generator), dim=0))
+        if learned:
+            self.vectors = nn.Parameter(normalize(torch.randn(vectors.shape, generator=generator), dim=1))
+        else:
+            self.register_buffer("vectors", vectors.clone())
         self._heads = head_shapes(network)
         self.generators = nn.ModuleList(
             _generator(dimension, head.features, generator) for head in self._heads.values()
@@ -50,7 +57,8 @@ class TextHeads(nn.Module):
 
     def kernels(self) -> dict[str, Tensor]:
         """Weight and bias of every head, by their names in the network's state dict and in their shapes there."""
-        return self.kernels_for(self.vectors)
+        learned = isinstance(self.vectors, nn.Parameter)
+        return self.kernels_for(normalize(self.vectors, dim=1) if learned else self.vectors)
 
     def kernels_for(self, vectors: Float32[Tensor, "label dimension"]) -> dict[str, Tensor]:
         """As `kernels`, for labels with these vectors."""

@@ -108,7 +108,7 @@ class Guide(nn.Module):
         self.alignment: RegionAlignment | None = None
         generator = torch.Generator().manual_seed(seed)
         if self.route == "heads":
-            self.heads = TextHeads(network, vectors, generator)
+            self.heads = TextHeads(network, vectors, generator, learned=settings.text_geometry == "learned")
             return
         self.level, features, _ = tapped_level(network, planned, channels)
         numbers = AlignmentSettings(temperature=self.settings.temperature)

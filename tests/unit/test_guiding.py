@@ -236,6 +236,16 @@ def test_heads_have_no_loss_of_their_own(tmp_path: Path) -> None:
     assert guide.loss(maps, labels_of(), 1.0, None) == (None, None) and logits[0].shape == (2, 4, *EXAMPLE.patch)
 
 
+def test_learned_vectors_of_heads_are_no_words(tmp_path: Path) -> None:
+    learned, _ = guide_of(guided(text_route="heads", text_geometry="learned"), tmp_path)
+    words, _ = guide_of(guided(text_route="heads", text_geometry="raw"), tmp_path)
+    assert learned.heads is not None and words.heads is not None
+    own = learned.heads.vectors
+    assert isinstance(own, torch.nn.Parameter) and not torch.allclose(own, words.heads.vectors)
+    torch.stack([one.square().mean() for one in learned.heads.kernels().values()]).sum().backward()
+    assert own.grad is not None and own.grad.any()
+
+
 def test_learned_vectors_are_the_guides_own(tmp_path: Path) -> None:
     guide, _ = guide_of(guided(text_geometry="learned"), tmp_path)
     assert guide.alignment is not None and guide.alignment.vectors.requires_grad
