@@ -89,6 +89,14 @@ def test_ignored_voxels_lie_nowhere():
     assert not occupancy(labels, (2, 2), APART, 9).any()
 
 
+@pytest.mark.parametrize("coarse", [(2, 2), (3, 3)])
+def test_values_that_no_label_has_lie_nowhere(coarse):
+    """They are no label, not even the last or the background."""
+    labels = torch.full((1, 4, 4), 7, dtype=torch.int16)
+    labels[0, 2:] = -1
+    assert not occupancy(labels, coarse, APART, None).any()
+
+
 @pytest.mark.parametrize("members", [APART, NESTED], ids=["apart", "nested"])
 def test_a_voxel_moves_only_the_regions_that_hold_it(members):
     features, labels = sample_of()
@@ -291,6 +299,18 @@ def test_views_are_compared_where_both_have_the_region():
     expected = 1 - (first.embeddings * second.embeddings).sum(2)[0, 2]
     assert module.consistency_loss(replace(first, valid=only), second).allclose(expected)
     assert module.consistency_loss(first, replace(second, valid=torch.zeros_like(only))) == 0
+
+
+def test_each_view_is_drawn_to_the_other_as_it_stands():
+    """Gradients of both live views are halves of those toward a fixed other."""
+    (features, labels), module = sample_of(), aligned()
+    first, second = features.clone().requires_grad_(), features.flip(1).requires_grad_()
+    one, other = regions_of(module, first, labels), regions_of(module, second, labels)
+    for live, fixed, moved in ((one, other, first), (other, one, second)):
+        both = torch.autograd.grad(module.consistency_loss(one, other), moved, retain_graph=True)[0]
+        cosine = (live.embeddings * fixed.embeddings.detach()).sum(2)[live.valid & fixed.valid]
+        toward = torch.autograd.grad((1 - cosine).mean() / 2, moved, retain_graph=True)[0]
+        assert toward.any() and torch.allclose(both, toward, atol=1e-7)
 
 
 # ---------------------------------------------------------------- the loss between angles
