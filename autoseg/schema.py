@@ -2,7 +2,7 @@
 
 from typing import Annotated, Literal
 
-from pydantic import Field, JsonValue
+from pydantic import Field
 
 from autoseg.records import ForeignRecord, Record
 
@@ -11,6 +11,8 @@ CHECKPOINTED: tuple[ArchitectureName, ...] = ("plain", "resenc", "hybrid")
 """Architectures of ours, whose first stages can be recomputed; the others are libraries' or published as they are."""
 OptimizerName = Literal["sgd", "adamw"]
 ConfigurationName = Literal["2d", "3d_fullres", "3d_lowres"]
+NormalizationChoice = Literal["auto", "percentile", "rank"]
+"""What a person may ask for; `auto`: by the channels' names, or by what the training needs."""
 NormalizationScheme = Literal["ct", "zscore", "rescale_to_0_1", "rgb_to_0_1", "nonorm", "percentile", "rank"]
 
 
@@ -318,20 +320,6 @@ class CheckpointInfo(Record):
     plan_hash: str
     weights_sha256: str
     versions: dict[str, str]
-
-
-# ---------------------------------------------------------------- models/…/resume/resume.json
-class ResumeRecord(Record):
-    """A training's state to resume from: `tensors` names the safetensors file beside it (weights, momentum).
-
-    `scaler`: the gradient scaler's state (empty unless float16). `facts`: what the training wants back, JSON.
-    """
-
-    version: Literal[1] = 1
-    tensors: str
-    tensors_sha256: str
-    scaler: dict[str, float | int]
-    facts: dict[str, JsonValue]
 
 
 # ---------------------------------------------------------------- scores.json, labels.json, failures.json

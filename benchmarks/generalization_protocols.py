@@ -7,7 +7,6 @@ not labels. Facts that no public text states are "unknown"; comments in the file
 
 import csv
 import re
-import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
@@ -22,7 +21,7 @@ from protocol_files import Unknown
 from autoseg.data.dataset import Dataset, open_dataset
 from autoseg.data.volume import read_labels, write_labels
 from autoseg.errors import UserError, all_of
-from autoseg.records import Record, parse_record, write_json
+from autoseg.records import Record, parse_toml, write_json
 
 SEGMENTATION = re.compile(r"(?P<case>.+)_segmentation", re.IGNORECASE)
 
@@ -115,8 +114,7 @@ def load_generalization(name: str) -> GeneralizationProtocol:
     if name not in generalization_names():
         raise UserError(f"{name}: no such protocol. Known: {', '.join(generalization_names())}.")
     path = resources.files("presets") / "protocols" / "generalization" / f"{name}.toml"
-    protocol = parse_record(GeneralizationProtocol, tomllib.loads(path.read_text(encoding="utf-8")),
-                            Path(f"{name}.toml"))
+    protocol = parse_toml(GeneralizationProtocol, path.read_text(encoding="utf-8"), Path(f"{name}.toml"))
     named = {domain for one in protocol.directions for domain in (one.source, *one.targets, *one.dice)}
     if unknown := sorted(named - set(protocol.domains)):
         raise UserError(f"{name}.toml: directions name {', '.join(unknown)}. Declare each as a domain.")

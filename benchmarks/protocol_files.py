@@ -3,13 +3,12 @@
 Facts that no public text states are "unknown" there; comments in the files say where each of the others stands.
 """
 
-import tomllib
 from importlib import resources
 from pathlib import Path
 from typing import Literal
 
 from autoseg.errors import UserError
-from autoseg.records import Record, parse_record
+from autoseg.records import Record, parse_toml
 from autoseg.schema import ArchitectureName, OptimizerName
 
 NO_CLIPPING = 1e6
@@ -149,4 +148,4 @@ def load_protocol(name: str) -> Protocol:
     if name not in protocol_names():
         raise UserError(f"--protocol {name}: no such protocol. Known: {', '.join(protocol_names())}.")
     path = resources.files("presets") / "protocols" / f"{name}.toml"
-    return parse_record(Protocol, tomllib.loads(path.read_text(encoding="utf-8")), Path(f"{name}.toml"))
+    return parse_toml(Protocol, path.read_text(encoding="utf-8"), Path(f"{name}.toml"))

@@ -27,19 +27,12 @@ from autoseg.data.store import store_folder
 from autoseg.errors import UserError
 from autoseg.output import write_json_object, write_stdout
 from autoseg.planning.fingerprint import measure, same_facts
-from autoseg.planning.planner import (
-    ArchitectureChoice,
-    NormalizationWanted,
-    PlanSettings,
-    add_architecture,
-    decide_plan,
-    store_record,
-)
+from autoseg.planning.planner import ArchitectureChoice, PlanSettings, add_architecture, decide_plan, store_record
 from autoseg.planning.summary import describe_plan
 from autoseg.progress import readable_seconds
 from autoseg.recording import recorded
 from autoseg.records import content_hash, read_record, write_record
-from autoseg.schema import ArchitectureName, ConfigurationName, Fingerprint, Plan
+from autoseg.schema import ArchitectureName, ConfigurationName, Fingerprint, NormalizationChoice, Plan
 
 logger = logging.getLogger("autoseg")
 
@@ -60,7 +53,7 @@ def plan(  # noqa: PLR0913 (a command's options)
     preset_size: Annotated[Literal["M", "L", "XL"] | None, Parameter(help="nnU-Net's residual presets.")] = None,
     nnunet_parity: Annotated[bool, Parameter(negative=(), help="Keep nnU-Net's numbers even where silly.")] = False,
     normalization: Annotated[
-        NormalizationWanted,
+        NormalizationChoice,
         Parameter(help="`auto`: by the channels' names; a planned run keeps its own. `percentile`, `rank`: of each "
                        "image by itself, for networks that must survive another scanner or sequence; on a planned run "
                        "this changes the plan, and models trained before keep theirs."),

@@ -32,13 +32,19 @@ from autoseg.planning.planner import store_record
 from autoseg.progress import readable_seconds
 from autoseg.recording import Recording, recorded, versions
 from autoseg.records import storage_error, write_record
-from autoseg.schema import ArchitectureName, CheckpointInfo, ConfigurationName, Plan, Scores
+from autoseg.schema import (
+    ArchitectureName,
+    CheckpointInfo,
+    ConfigurationName,
+    NormalizationChoice,
+    Plan,
+    Scores,
+)
 from autoseg.training.optimization import resolve_optimizer
 from autoseg.training.session import Session, read_resume_settings, train_session
 from autoseg.training.settings import (
     DomainGeneralization,
     MirrorChoice,
-    NormalizationChoice,
     OptimizerChoice,
     TextGeometry,
     TextRoute,
@@ -85,7 +91,7 @@ def train(  # noqa: PLR0913 (a command's options)
     ] = None,
     domain_generalization: Annotated[
         DomainGeneralization | None,
-        Parameter(help="Views of the images that make the network survive another scanner, sequence or modality: "
+        Parameter(help="Views of the images, so that the network survives another scanner, sequence or modality: "
                        "`gin` random convolutions, `slaug` curves per organ (two passes), `ccsdg` content and style "
                        "(three passes)."),
     ] = None,
@@ -123,15 +129,16 @@ def train(  # noqa: PLR0913 (a command's options)
                "optimizer": optimizer, "learning_rate": learning_rate, "domain_generalization": domain_generalization,
                "normalization": normalization, "text_guided": text_guided or None, "text_geometry": text_geometry,
                "text_route": text_route}
-    method = name_of_method(_asked_settings(architecture, preset, choices, resume, text_bank))
-    beginning = choose_beginning(Asked(run, name, architecture, configuration, fold, init, resume, method))
+    asked = _asked_settings(architecture, preset, choices, resume, text_bank)
+    beginning = choose_beginning(Asked(run, name, architecture, configuration, fold, init, resume,
+                                       name_of_method(asked)))
     name = check_name(beginning.model_name)
     folder = model_folder(run, name, configuration, fold)
     with recorded("train", run, seed) as recording:
         dataset = open_dataset(Path(plan.dataset))
         cases = {case.id: case for case in dataset.cases}
         split = training_cases(read_splits(run / "splits.json", list(cases)), fold, list(cases))
-        settings = _settings(folder, preset, resume, choices)
+        settings = _resumed(asked, folder, choices) if resume and preset is None else asked
         planned = plan.configurations[configuration].networks[architecture]
         held_out = [] if fold == "all" else [cases[case] for case in split[1]]
         first = beginning.read((architecture, planned, store_record(plan, configuration)), len(plan.channel_names),
@@ -188,17 +195,20 @@ def known_architecture(
     return architecture
 
 
-def _settings(folder: Path, preset: str | None, resume: bool, choices: Mapping[str, object]) -> TrainSettings:
-    """Settings of a new training from its preset; of a resumed one from what it was started with."""
-    started = read_resume_settings(folder) if resume and preset is None else None
-    return override(started or load_preset(preset or "default"), **choices)
+def _resumed(asked: TrainSettings, folder: Path, choices: Mapping[str, object]) -> TrainSettings:
+    """What the training in a folder was started with, with this command's choices; `asked` where there is none."""
+    started = read_resume_settings(folder)
+    return asked if started is None else override(started, **choices)
 
 
 def _asked_settings(
     architecture: ArchitectureName, preset: str | None, choices: Mapping[str, object], resume: bool,
     text_bank: str | None,
 ) -> TrainSettings:  # fmt: skip
-    """The settings as the command line names them; UserError for words without --text-guided, or an unfit network."""
+    """The preset's settings with what the command line names.
+
+    UserError for words without --text-guided, or a network that the method cannot train.
+    """
     settings = override(load_preset(preset or "default"), **choices)
     refuse_unfit(architecture, settings)
     given = {"--text-bank": text_bank, "--text-geometry": choices["text_geometry"],

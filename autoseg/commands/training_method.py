@@ -5,13 +5,12 @@ from collections.abc import Collection
 from typing import Literal
 
 from autoseg.errors import UserError
-from autoseg.planning.normalization import with_normalization
+from autoseg.planning.normalization import OWN_REASON, with_normalization
 from autoseg.schema import ArchitectureName, ConfigurationName, Plan
 from autoseg.training.settings import TrainSettings
 
 logger = logging.getLogger("autoseg")
 
-OWN_SCALE = ("percentile", "rank")
 WITH_FIRST_BLOCK: tuple[ArchitectureName, ...] = ("plain", "resenc", "hybrid")
 """Architectures whose first block CCSDG can take apart (`autoseg.domains.style_contrast.stem_of`)."""
 
@@ -56,7 +55,7 @@ def plan_to_train(plan: Plan, configuration: ConfigurationName, settings: TrainS
     if settings.normalization != "auto":
         return with_normalization(plan, settings.normalization)
     schemes = {channel.scheme for channel in plan.configurations[configuration].normalization}
-    if settings.domain_generalization == "none" or schemes <= set(OWN_SCALE):
+    if settings.domain_generalization == "none" or schemes <= set(OWN_REASON):
         return plan
     chosen = normalization_for_domains(schemes)
     logger.info("--domain-generalization %s: images are normalized by %s instead of the plan's %s, in training and in "

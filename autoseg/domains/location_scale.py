@@ -19,8 +19,9 @@ paint this border into the image, and a network can learn the paint:
   threshold, and all clusters together are one table.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -31,6 +32,7 @@ from autoseg.domains.curves import KNOTS, CurveDraw, draw_curve, knots, look_up,
 from autoseg.domains.splines import along_axes, gaussian
 from autoseg.errors import UserError
 
+AnyDraw = TypeVar("AnyDraw")
 _PERCENTILES = np.arange(101)
 _BINS = 4096
 _JITTER = 0.25
@@ -74,7 +76,7 @@ def global_view(
     draws = [[draw_curve(rng, 0.0) for _ in range(unit.shape[1])] for rng in rngs]
     values = unit.clamp(0, 1)
     percentiles = region_percentiles(values, body).cpu().numpy()
-    changed = _recolor(values, percentiles, _tables(draws, percentiles))
+    changed = _recolor(values, percentiles, _tables(draws, percentiles, _curve_table))
     return torch.where(body[:, None], changed, unit)
 
 
@@ -103,9 +105,9 @@ def local_view(
     for place, occupancy in enumerate(occupancies):
         own = percentiles[place]
         if place < len(present):
-            tables = _tables([draw.classes[present[place]] for draw in draws], own)
+            tables = _tables([draw.classes[present[place]] for draw in draws], own, _curve_table)
         else:
-            tables = _background_tables([draw.background for draw in draws], own)
+            tables = _tables([draw.background for draw in draws], own, _background_table)
         weight = _smooth(occupancy, settings.soften)
         total += weight
         weighted += weight[:, None] * _recolor(values, own, tables)
@@ -185,24 +187,19 @@ def _draw(rng: np.random.Generator, classes: int, channels: int, settings: Locat
 
 
 def _tables(
-    draws: Sequence[Sequence[CurveDraw]], percentiles: Float[np.ndarray, "sample channel 101"]
-) -> Float32[np.ndarray, "sample channel knot"]:
+    draws: Sequence[Sequence[AnyDraw]], percentiles: Float[np.ndarray, "sample channel 101"],
+    table_of: Callable[[AnyDraw, Float[np.ndarray, "101"]], Float[np.ndarray, " knot"]],
+) -> Float32[np.ndarray, "sample channel knot"]:  # fmt: skip
+    """Per sample and channel the table of its draw, for a region with these percentiles."""
     tables = np.empty((*percentiles.shape[:2], KNOTS), np.float32)
     for sample, own in enumerate(draws):
         for channel, draw in enumerate(own):
-            levels = percentiles[sample, channel]
-            tables[sample, channel] = tabulate(draw, levels, knots(levels))
+            tables[sample, channel] = table_of(draw, percentiles[sample, channel])
     return tables
 
 
-def _background_tables(
-    draws: Sequence[Sequence[_Clusters]], percentiles: Float[np.ndarray, "sample channel 101"]
-) -> Float32[np.ndarray, "sample channel knot"]:
-    tables = np.empty((*percentiles.shape[:2], KNOTS), np.float32)
-    for sample, own in enumerate(draws):
-        for channel, clusters in enumerate(own):
-            tables[sample, channel] = _background_table(clusters, percentiles[sample, channel])
-    return tables
+def _curve_table(draw: CurveDraw, levels: Float[np.ndarray, "101"]) -> Float[np.ndarray, " knot"]:
+    return tabulate(draw, levels, knots(levels))
 
 
 def _background_table(clusters: _Clusters, levels: Float[np.ndarray, "101"]) -> Float[np.ndarray, " knot"]:

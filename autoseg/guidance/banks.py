@@ -13,11 +13,10 @@ from autoseg.guidance.label_names import match_key
 from autoseg.guidance.lexicon import Lexicon, load_lexicon
 from autoseg.guidance.modalities import modality_of_channels
 from autoseg.guidance.prompts import contexts_of, sentences
+from autoseg.guidance.records import CONTROLS
 from autoseg.guidance.text_bank import RECORD_NAME, TextBank, read_bank
 
 DEFAULT_BANK = "lexicon-clip"
-CONTROLS = ("random", "orthonormal")
-"""Kinds of tower that read no sentences."""
 OWN_SENTENCES = ("Rename the labels in dataset.json to what they show, or give them sentences of your own: "
                  "`autoseg prompts` writes the file for it and says how it becomes a bank.")
 

@@ -1,7 +1,7 @@
 """File formats of text guidance: the lexicon's entries as a person writes them, and the record of a text bank."""
 
 import re
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
 from pydantic import Field, RootModel, field_validator, model_validator
 
@@ -159,6 +159,9 @@ class PromptsFile(RootModel[dict[str, tuple[str, ...]]]):
 
 # ---------------------------------------------------------------- bank.json
 Precision = Literal["float32", "float16"]
+Control = Literal["random", "orthonormal"]
+CONTROLS: tuple[Control, ...] = get_args(Control)
+"""Kinds of tower that read no text."""
 TowerKind = Literal["clip", "sentence-encoder", "random", "orthonormal"]
 """clip: the text tower of an image–text model; sentence-encoder: any other language model; the last two read no text
 and are controls."""

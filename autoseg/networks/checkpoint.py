@@ -8,11 +8,12 @@ the newest state that was written completely.
 import hashlib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 from uuid import uuid4
 
 import safetensors.torch
 import torch
+from pydantic import JsonValue
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
@@ -20,8 +21,8 @@ from autoseg.errors import UserError, all_of
 from autoseg.networks.builder import make_network
 from autoseg.networks.segmenter import Segmenter
 from autoseg.networks.soundness import refuse_unsound
-from autoseg.records import read_record, replacing, write_record
-from autoseg.schema import CheckpointInfo, ResumeRecord
+from autoseg.records import Record, read_record, replacing, write_record
+from autoseg.schema import CheckpointInfo
 
 WEIGHTS_NAME, MODEL_NAME, RESUME_NAME = "weights.safetensors", "model.json", "resume.json"
 WEIGHTS_PREFIX, OPTIMIZER_PREFIX = "network.", "optimizer."
@@ -103,8 +104,9 @@ def write_model(
 
     state : weights of the network that take the place of its own (what guided the training is folded into them).
     """
-    weights = network.state_dict() if state is None else state
-    tied = info.model_copy(update={"weights_sha256": save_tensors(weights, folder / WEIGHTS_NAME)})
+    path = folder / WEIGHTS_NAME
+    sha256 = save_weights(network, path) if state is None else save_tensors(state, path)
+    tied = info.model_copy(update={"weights_sha256": sha256})
     write_record(tied, folder / MODEL_NAME)
     return tied
 
@@ -137,6 +139,19 @@ def read_model(folder: Path) -> tuple[Segmenter, CheckpointInfo]:
 
 
 # ---------------------------------------------------------------- states to resume from
+class ResumeRecord(Record):
+    """A training's state to resume from: `tensors` names the safetensors file beside it (weights, momentum).
+
+    `scaler`: the gradient scaler's state (empty unless float16). `facts`: what the training wants back, JSON.
+    """
+
+    version: Literal[1] = 1
+    tensors: str
+    tensors_sha256: str
+    scaler: dict[str, float | int]
+    facts: dict[str, JsonValue]
+
+
 def save_resume(
     folder: Path,
     network: nn.Module,

@@ -248,7 +248,7 @@ class UNet(Segmenter):
     def logits_of(self, maps: FeatureMaps) -> list[Tensor]:
         """The logits of `forward_all` from the `feature_maps` of the same images."""
         levels = self._levels()[::-1][: self.supervised_levels]
-        return [level.logits(features) for level, features in zip(levels, maps.decoder, strict=False)]
+        return [level.logits(features) for level, features in zip(levels, maps.decoder[: len(levels)], strict=True)]
 
     def initialize(self) -> None:
         """First weights, drawn from torch's global generator: seed it first."""

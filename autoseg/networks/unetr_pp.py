@@ -226,7 +226,7 @@ class UNETRPlusPlus(Segmenter):
     def logits_of(self, maps: FeatureMaps) -> list[Tensor]:
         """The logits of `forward_all` from the `feature_maps` of the same images."""
         stages = self._decoder_stages()[::-1][: self.supervised_levels]
-        return [stage.logits(features) for stage, features in zip(stages, maps.decoder, strict=False)]
+        return [stage.logits(features) for stage, features in zip(stages, maps.decoder[: len(stages)], strict=True)]
 
     def task_heads(self) -> tuple[str, ...]:
         """The heads of the supervised levels, finest first; the others have none."""

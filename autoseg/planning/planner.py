@@ -31,13 +31,13 @@ from autoseg.schema import (
     ConfigurationPlan,
     Fingerprint,
     NetworkPlan,
+    NormalizationChoice,
     Plan,
     StoreRecord,
 )
 
 ArchitectureChoice = Literal["auto", ArchitectureName]
 PresetSize = Literal["M", "L", "XL"]
-NormalizationWanted = Literal["auto", "percentile", "rank"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,7 +64,7 @@ class PlanSettings:
     configurations: tuple[str, ...] | None = None
     preset_size: PresetSize | None = None
     nnunet_parity: bool = False
-    normalization: NormalizationWanted = "auto"
+    normalization: NormalizationChoice = "auto"
 
     def __post_init__(self) -> None:
         if self.nnunet_parity and self.normalization != "auto":

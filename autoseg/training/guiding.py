@@ -19,6 +19,7 @@ from autoseg.guidance.text_bank import TextBank
 from autoseg.guidance.text_heads import TextHeads, forward_with
 from autoseg.networks.segmenter import FeatureMaps, Segmenter
 from autoseg.schema import NetworkPlan, Plan, TextGuidanceFacts
+from autoseg.training.losses import label_members
 from autoseg.training.settings import TrainSettings
 
 logger = logging.getLogger("autoseg")
@@ -102,8 +103,7 @@ class Guide(nn.Module):
         self.settings, self.ignore = settings.guidance, None
         self.route = settings.text_route
         vectors = torch.from_numpy(words.vectors)
-        count = len(vectors)
-        self.register_buffer("members", torch.eye(count + 1, dtype=torch.bool)[1:], persistent=False)
+        self.register_buffer("members", label_members(len(vectors) + 1), persistent=False)
         self.heads: TextHeads | None = None
         self.alignment: RegionAlignment | None = None
         generator = torch.Generator().manual_seed(seed)

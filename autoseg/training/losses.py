@@ -20,6 +20,11 @@ def level_weights(levels: int) -> tuple[float, ...]:
     return tuple(weight / sum(raw) for weight in raw)
 
 
+def label_members(labels: int) -> Tensor:
+    """Which of so many label values make up each foreground region: (region, label) bool; here each its own."""
+    return torch.eye(labels, dtype=torch.bool)[1:]
+
+
 def deep_supervision_loss(logits: Sequence[Tensor], labels: Tensor, batch_dice: bool) -> Tensor:
     """The weighted sum of `dice_and_cross_entropy` over the levels.
 

@@ -58,7 +58,7 @@ class TrainedParts(nn.Module):
 
 
 class Objective:
-    """Plain training: one view, the batch as it is. `members`: (region, label) as `Guide` takes it.
+    """Plain training: one view, the batch as it is.
 
     `precision` : of the forward passes (autocast); losses are float32. `scaler`: scales losses for float16.
     """
@@ -70,8 +70,7 @@ class Objective:
 
     def backward(self, batch: Batch, step: Step) -> Tensor:
         """Add the gradients of the step's loss to the parameters; returns the loss, detached."""
-        loss, _ = self._loss(batch.image, batch.labels, step, None)
-        return self._add_gradients(loss, 1)
+        return self._over_views((batch.image,), batch.labels, step)
 
     def logits(self, image: Tensor) -> list[Tensor]:
         """Logits of every level, as in training."""
@@ -92,6 +91,18 @@ class Objective:
         loss = deep_supervision_loss(logits, labels, self.batch_dice)
         extra, view = self.guide.loss(maps, labels, step.share, other)
         return (loss if extra is None else loss + extra), view
+
+    def _over_views(self, images: Sequence[Tensor], labels: Tensor, step: Step) -> Tensor:
+        """Add the gradients of the mean loss over views of the same patches, one view after the other."""
+        total, other = torch.zeros((), device=labels.device), None
+        for image in images:
+            loss, other = self._loss(image, labels, step, other)
+            self._after_forward()
+            total = total + self._add_gradients(loss, len(images))
+        return total
+
+    def _after_forward(self) -> None:
+        """Called between a view's forward and backward pass."""
 
     def _add_gradients(self, loss: Tensor, views: int) -> Tensor:
         part = loss / views
@@ -119,13 +130,6 @@ class RandomConvolution(Objective):
             images = random_convolution_views(batch.image, self._chances(step, len(batch.image)), self.settings)
         return self._over_views(images, batch.labels, step)
 
-    def _over_views(self, images: Sequence[Tensor], labels: Tensor, step: Step) -> Tensor:
-        total, other = torch.zeros((), device=labels.device), None
-        for image in images:
-            loss, other = self._loss(image, labels, step, other)
-            total = total + self._add_gradients(loss, len(images))
-        return total
-
 
 class LocationScale(Objective):
     """SLAug: a global view; then the local view, in its place where the first view's gradient is small."""
@@ -138,8 +142,7 @@ class LocationScale(Objective):
         """As `Objective.backward`."""
         samples = len(batch.image)
         with torch.no_grad():
-            unit = batch.image / SPAN
-            body = unit.amax(1) > BODY
+            unit, body = unit_and_body(batch.image)
             mild = global_view(unit, body, self._chances(step, samples), self.settings)
         first = (mild * SPAN).requires_grad_()
         loss, view = self._loss(first, batch.labels, step, None)
@@ -167,25 +170,33 @@ class StyleContrast(Objective):
         super().__init__(network, guide, batch_dice, seed)
         self.settings, self.style = LocationScaleSettings(), style
         self.gate: Gate = gate(network, style)
+        self._features: list[Tensor] = []
 
     def backward(self, batch: Batch, step: Step) -> Tensor:
         """As `Objective.backward`."""
         samples = len(batch.image)
         with torch.no_grad():
-            unit = batch.image / SPAN
-            body = unit.amax(1) > BODY
+            unit, body = unit_and_body(batch.image)
             scaled = global_view(unit, body, self._chances(step, samples, _LOCAL_STREAM), self.settings) * SPAN
             images = (batch.image, fourier_view(batch.image, self._chances(step, samples)), scaled)
-        total, other, features = torch.zeros((), device=unit.device), None, []
+        self._features = []
         self.gate.record = True
-        for image in images:
-            loss, other = self._loss(image, batch.labels, step, other)
-            features.append(self.gate.taken())
-            total = total + self._add_gradients(loss, len(images))
+        total = self._over_views(images, batch.labels, step)
         self.gate.record = False
-        self._add_gradients(self.style.contrast(features), 1)
+        self._add_gradients(self.style.contrast(self._features), 1)
+        self._features = []
         return total
+
+    def _after_forward(self) -> None:
+        """Before the backward pass, in which a checkpointed stage records its features again."""
+        self._features.append(self.gate.taken())
 
     def close(self) -> None:
         """Take the gate off the network."""
         self.gate.remove()
+
+
+def unit_and_body(image: Tensor) -> tuple[Tensor, Tensor]:
+    """A normalized batch on the scale from 0 to 1, and its body (sample, *patch): above air in any channel."""
+    unit = image / SPAN
+    return unit, unit.amax(1) > BODY

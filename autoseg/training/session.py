@@ -39,6 +39,7 @@ from autoseg.schema import (
 from autoseg.training.draws import DrawSettings
 from autoseg.training.journal import Journal
 from autoseg.training.loop import LoopState, TrainingJob, run_training
+from autoseg.training.losses import label_members
 from autoseg.training.mirroring import mirror_positions
 from autoseg.training.objective import (
     LocationScale,
@@ -223,8 +224,8 @@ def _objective(session: Session, network: Segmenter, parts: nn.Module) -> Object
     if method == "gin":
         return RandomConvolution(network, guide, batch_dice, seed, session.settings.gin_views)
     if method == "slaug":
-        members = torch.eye(len(session.plan.labels), dtype=torch.bool)[1:]
-        return LocationScale(network, guide, batch_dice, seed, members.to(session.device))
+        members = label_members(len(session.plan.labels)).to(session.device)
+        return LocationScale(network, guide, batch_dice, seed, members)
     if method == "ccsdg":
         assert isinstance(parts, TrainedParts) and parts.style is not None
         return StyleContrast(network, guide, batch_dice, seed, parts.style)

@@ -10,12 +10,12 @@ from types import UnionType
 from typing import Literal, TypeVar, get_args, get_origin
 
 from autoseg.errors import UserError
+from autoseg.schema import NormalizationChoice
 
 MirrorChoice = Literal["auto", "nnunet", "none"]
 PrecisionChoice = Literal["auto", "float32", "bfloat16", "float16"]
 CachingChoice = Literal["auto", "resident", "streamed"]
 OptimizerChoice = Literal["auto", "sgd", "adamw"]
-NormalizationChoice = Literal["auto", "percentile", "rank"]
 DomainGeneralization = Literal["none", "gin", "slaug", "ccsdg"]
 TextGeometry = Literal["centred", "raw", "orthonormal", "random", "shuffled", "rotated", "learned"]
 TextRoute = Literal["alignment", "heads", "gram"]

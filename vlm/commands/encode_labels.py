@@ -11,7 +11,7 @@ from autoseg.errors import UserError
 from autoseg.guidance.checking import check_sentences, read_prompts
 from autoseg.guidance.lexicon import Lexicon, load_lexicon
 from autoseg.guidance.prompts import match_labels
-from autoseg.guidance.records import COLLINEAR, Precision, SimilaritySummary
+from autoseg.guidance.records import COLLINEAR, CONTROLS, Precision, SimilaritySummary
 from autoseg.guidance.text_bank import TextBank, write_bank
 from autoseg.output import write_json_object, write_stdout
 from autoseg.recording import recorded
@@ -69,7 +69,7 @@ def encode_labels(  # noqa: PLR0913 (a command's options are its parameters)
     seed
         Of `random` and `orthonormal` vectors.
     """
-    from vlm.export.banks import CONTROLS, EncodedBank, control_bank
+    from vlm.export.banks import EncodedBank, control_bank
 
     if (dataset is None) != (lexicon or prompts is not None):
         raise UserError("one thing to encode was expected: a DATASET folder, --lexicon, or --prompts FILE (the last "

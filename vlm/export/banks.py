@@ -4,7 +4,6 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, get_args
 
 import numpy as np
 from jaxtyping import Float, Float32
@@ -14,14 +13,12 @@ from autoseg.guidance.label_names import match_key
 from autoseg.guidance.lexicon import Lexicon
 from autoseg.guidance.modalities import modality_of_channels
 from autoseg.guidance.prompts import match_labels, sentences_of_labels, sentences_of_lexicon
-from autoseg.guidance.records import Precision, TowerRecord
+from autoseg.guidance.records import Control, Precision, TowerRecord
 from autoseg.guidance.text_bank import TextBank, make_bank, mean_direction
 from autoseg.records import read_record
 from autoseg.schema import DatasetManifest
 from vlm.export.towers import SentenceEncoder
 
-Control = Literal["random", "orthonormal"]
-CONTROLS: tuple[Control, ...] = get_args(Control)
 NOTHING = "no label was given, so there is nothing to encode. Name at least one label with a sentence."
 Prompts = Mapping[str, Sequence[str]]
 
