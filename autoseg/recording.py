@@ -11,15 +11,38 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 
+from pydantic import Field
+
 from autoseg import __version__
 from autoseg.errors import UserError
-from autoseg.records import read_record, write_record
-from autoseg.schema import CommandRecord, RunRecord
+from autoseg.records import Record, read_record, write_record
 
 RECORDED_PACKAGES = ("torch", "numpy", "scipy", "nibabel", "SimpleITK", "blosc2", "batchgenerators")
 KEPT_EARLIER_RECORDS = 200
 
 logger = logging.getLogger("autoseg")
+
+
+class CommandRecord(Record):
+    """One finished command."""
+
+    command: str
+    arguments: tuple[str, ...]
+    started: str
+    seconds: float
+    exit_status: int
+    message: str | None
+    device: str | None
+    seed: int | None
+    versions: dict[str, str]
+    inputs: dict[str, str]
+    results: dict[str, str | int | float | bool | None] = Field(default_factory=dict)
+
+
+class RunRecord(CommandRecord):
+    """run.json: the latest command, and those before it in the same folder, oldest first."""
+
+    earlier: tuple[CommandRecord, ...] = ()
 
 
 @dataclass

@@ -1,16 +1,17 @@
-"""File formats: ours (but init.json, see `initialization.record`) and the foreign `dataset.json`; frozen records."""
+"""File formats: ours (but init.json and run.json, which lie beside their readers) and `dataset.json`; frozen."""
 
 from typing import Annotated, Literal
 
 from pydantic import Field
 
+from autoseg.labelling import Labelled
 from autoseg.records import ForeignRecord, Record
 
 ArchitectureName = Literal["plain", "resenc", "hybrid", "unetr", "unetr-pp", "swin-unetr", "mednext"]
 CHECKPOINTED: tuple[ArchitectureName, ...] = ("plain", "resenc", "hybrid")
 """Architectures of ours, whose first stages can be recomputed; the others are libraries' or published as they are."""
 OptimizerName = Literal["sgd", "adamw"]
-ConfigurationName = Literal["2d", "3d_fullres", "3d_lowres"]
+ConfigurationName = Literal["2d", "3d_fullres", "3d_lowres", "3d_cascade_fullres"]
 NormalizationChoice = Literal["auto", "percentile", "rank"]
 """What a person may ask for; `auto`: by the channels' names, or by what the training needs."""
 NormalizationScheme = Literal["ct", "zscore", "rescale_to_0_1", "rgb_to_0_1", "nonorm", "percentile", "rank"]
@@ -27,7 +28,8 @@ class ListedCase(ForeignRecord):
 class DatasetManifest(ForeignRecord):
     """`dataset.json`, as its keys stand in the file; `autoseg.data.dataset` interprets them.
 
-    `labels` is name → value (v2) or value → name (v1, MSD); `channel_names` may be called `modality`.
+    `labels` is name → value (v2) or value → name (v1, MSD); `channel_names` may be called `modality`. Ours:
+    `annotated_labels`, of the cases in which not all are; `patients`, case → patient.
     """
 
     channel_names: dict[str, str] | None = None
@@ -39,6 +41,8 @@ class DatasetManifest(ForeignRecord):
     dataset: dict[str, ListedCase] | None = None
     training: list[dict[str, str]] | None = None
     regions_class_order: list[int] | None = None
+    annotated_labels: dict[str, list[str]] | None = None
+    patients: dict[str, str] | None = None
 
 
 # ---------------------------------------------------------------- fingerprint.json
@@ -76,15 +80,14 @@ class CaseFingerprint(Record):
     class_extents: dict[str, tuple[int, int, int] | None] = Field(default_factory=dict)
 
 
-class Fingerprint(Record):
-    """What was measured; no decisions. `labels`: name → value in the user's files, background (0) first."""
+class Fingerprint(Labelled):
+    """What was measured; no decisions."""
 
     dataset: str
     name: str
     is_2d: bool
     file_ending: str
     channel_names: tuple[str, ...]
-    labels: dict[str, int]
     cases: tuple[CaseFingerprint, ...]
     intensities: tuple[IntensityStatistics, ...]
     median_relative_size_after_cropping: float
@@ -182,7 +185,8 @@ class ConfigurationPlan(Record):
     """One configuration; lengths are 2 for `2d` and 3 otherwise, in plan order.
 
     `median_shape`: voxels of the median case at `spacing`. `architecture` names the network `train` takes;
-    `architecture_reasons` say why, where the planner chose it.
+    `architecture_reasons` say why, where the planner chose it. `previous_stage`: of a cascade, the configuration whose
+    masks are channels of the input.
     """
 
     spacing: tuple[float, ...]
@@ -192,15 +196,15 @@ class ConfigurationPlan(Record):
     architecture_reasons: tuple[str, ...] = ()
     networks: dict[ArchitectureName, NetworkPlan]
     next_stage: str | None = None
+    previous_stage: ConfigurationName | None = None
 
 
-class Plan(Record):
+class Plan(Labelled):
     """Decisions for a dataset. `axes`: array axis at each plan position (coarsest first): plan[i] = array[axes[i]].
 
     Attributes
     ----------
     dataset : absolute path of the dataset folder, as planned.
-    labels : name → value in the user's files; inside, labels are 0, 1, 2, … in this order.
     left_right_axes : array axes (z, y, x) that are left-right in at least one case.
     sided_labels : pairs of names that differ only in side ("left_kidney", "right_kidney").
     """
@@ -211,7 +215,6 @@ class Plan(Record):
     is_2d: bool
     file_ending: str
     channel_names: tuple[str, ...]
-    labels: dict[str, int]
     axes: tuple[int, int, int]
     left_right_axes: tuple[int, ...]
     sided_labels: tuple[tuple[str, str], ...]
@@ -241,6 +244,17 @@ class StoreRecord(Record):
     spacing: tuple[float | None, float, float]
     normalization: tuple[ChannelNormalization, ...]
     labels: dict[str, int]
+    ignore: int | None = None
+
+    @property
+    def values(self) -> tuple[int, ...]:
+        """The files' value of every internal label, the ignore label last."""
+        return Labelled(labels=self.labels, ignore=self.ignore).values
+
+    @property
+    def facts(self) -> dict[str, object]:
+        """What is hashed; an ignore label only where there is one, so that older stores keep their names."""
+        return self.model_dump(mode="json", exclude=None if self.ignore is not None else {"ignore"})
 
 
 class StoredCase(Record):
@@ -253,9 +267,10 @@ class StoredCase(Record):
     crop : per array axis (start, stop) of the box of nonzero voxels.
     original_spacing : mm, array order.
     spacing : mm of the stored voxels, plan order.
-    class_counts : voxels per internal label 0 … K in the stored labels.
+    class_counts : voxels per internal label 0 … K in the stored labels, an ignore label left out.
     foreground_offsets : K + 1 row numbers: rows [offsets[k - 1], offsets[k]) of `<case>.foreground.npy`
-        (int32, (voxel, 3), plan order) are voxels of internal label k = 1 … K.
+        (int32, (voxel, 3), plan order) are voxels of internal label k = 1 … K. With an ignore label one more: the last
+        rows are voxels of any other label (annotated voxels), background included.
     inputs : identity of the source files: (name, bytes, modification time in ns).
     """
 
@@ -294,7 +309,14 @@ class TextGuidanceFacts(Record):
     tensors_sha256: str | None
 
 
-class CheckpointInfo(Record):
+class PreviousStage(Record):
+    """The model, in the same run folder, whose masks a cascade's network gets as channels: one per foreground label."""
+
+    name: str
+    configuration: ConfigurationName
+
+
+class CheckpointInfo(Labelled):
     """Everything needed to predict with `weights.safetensors` and to say how the weights came to be.
 
     `mirror_axes`: positions in the patch (plan order) that training mirrored and prediction may mirror.
@@ -310,9 +332,9 @@ class CheckpointInfo(Record):
     is_2d: bool
     file_ending: str
     channel_names: tuple[str, ...]
-    labels: dict[str, int]
     store: StoreRecord
     mirror_axes: tuple[int, ...]
+    previous_stage: PreviousStage | None = None
     text_guidance: TextGuidanceFacts | None = None
     training: dict[str, str | int | float | bool | None]
     steps: int
@@ -320,6 +342,11 @@ class CheckpointInfo(Record):
     plan_hash: str
     weights_sha256: str
     versions: dict[str, str]
+
+    @property
+    def input_channels(self) -> int:
+        """Of the network: the image's, and of a cascade one per foreground label."""
+        return len(self.channel_names) + (0 if self.previous_stage is None else len(self.labels) - 1)
 
 
 # ---------------------------------------------------------------- scores.json, labels.json, failures.json
@@ -362,10 +389,8 @@ class Scores(Record):
     policy: ScorePolicy
 
 
-class LabelNames(Record):
-    """`labels.json` beside predictions: name → value in the masks, background included."""
-
-    labels: dict[str, int]
+class LabelNames(Labelled):
+    """`labels.json` beside predictions."""
 
 
 class Failure(Record):
@@ -374,26 +399,3 @@ class Failure(Record):
     id: str
     file: str
     reason: str
-
-
-# ---------------------------------------------------------------- run.json
-class CommandRecord(Record):
-    """One finished command."""
-
-    command: str
-    arguments: tuple[str, ...]
-    started: str
-    seconds: float
-    exit_status: int
-    message: str | None
-    device: str | None
-    seed: int | None
-    versions: dict[str, str]
-    inputs: dict[str, str]
-    results: dict[str, str | int | float | bool | None] = Field(default_factory=dict)
-
-
-class RunRecord(CommandRecord):
-    """run.json: the latest command, and those before it in the same folder, oldest first."""
-
-    earlier: tuple[CommandRecord, ...] = ()

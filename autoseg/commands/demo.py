@@ -18,9 +18,9 @@ from autoseg.data.volume import read_image, read_labels
 from autoseg.errors import UserError
 from autoseg.output import write_json_object, write_stdout
 from autoseg.progress import readable_seconds
-from autoseg.recording import recorded
+from autoseg.recording import RunRecord, recorded
 from autoseg.records import read_record, storage_error
-from autoseg.schema import CaseScores, RunRecord, Scores
+from autoseg.schema import CaseScores, Scores
 
 DemoOption = Annotated[Path, Parameter(name="--run", help="Folder for all that the demo makes.")]
 

@@ -65,7 +65,7 @@ class CaseArrays:
 # ---------------------------------------------------------------- opening
 def store_folder(run: Path, configuration: str, record: StoreRecord) -> Path:
     """Where the store of `record` lies in a run folder."""
-    return run / "preprocessed" / configuration / content_hash(record.model_dump(mode="json"))
+    return run / "preprocessed" / configuration / content_hash(record.facts)
 
 
 def open_store(folder: Path) -> Store:

@@ -161,7 +161,7 @@ def prepare_extra_images(
     ------
     UserError : images cannot be read (reported together), or the disk is full.
     """
-    described = ["images without labels", record.model_dump(mode="json"), str(cases[0].images[0].parent.resolve())]
+    described = ["images without labels", record.facts, str(cases[0].images[0].parent.resolve())]
     store = run / "preprocessed" / configuration / content_hash(described)
     preprocess_images(cases, record, store, workers)
     return image_sources(cases, open_store(store))

@@ -61,7 +61,7 @@ class InitSession:
 def input_hash(architecture: ArchitectureName, network: NetworkPlan, store: StoreRecord) -> str:
     """Changes with whatever shapes a network's weights or what it sees: topology, patch, spacing, normalization."""
     shape = {"patch_shape", "topology"}
-    return content_hash([architecture, network.model_dump(mode="json", include=shape), store.model_dump(mode="json")])
+    return content_hash([architecture, network.model_dump(mode="json", include=shape), store.facts])
 
 
 @dataclass

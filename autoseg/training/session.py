@@ -121,7 +121,7 @@ class Session:
         network = self.plan.configurations[self.configuration].networks[self.architecture]
         about_memory = {"memory_gib", "memory_measured_on", "checkpointed_stages"}  # the same gradients
         return content_hash([network.model_dump(mode="json", exclude={"reasons", "optimizer", *about_memory}),
-                             self.store.record.model_dump(mode="json")])
+                             self.store.record.facts])
 
 
 def replace_record(network: NetworkPlan, **changes: object) -> NetworkPlan:

@@ -11,8 +11,9 @@ import pytest
 from autoseg.commands.evaluate import evaluate, parse_tolerance
 from autoseg.errors import UserError
 from autoseg.evaluation.scoring import Tolerance
+from autoseg.recording import RunRecord
 from autoseg.records import read_record
-from autoseg.schema import RunRecord, Scores
+from autoseg.schema import Scores
 
 
 @pytest.fixture

@@ -11,8 +11,9 @@ from test_training import write_dataset
 from autoseg.commands import probing
 from autoseg.commands.plan import plan
 from autoseg.errors import UserError
+from autoseg.recording import RunRecord
 from autoseg.records import read_record
-from autoseg.schema import Plan, RunRecord
+from autoseg.schema import Plan
 
 
 @pytest.fixture(scope="module")

@@ -19,8 +19,9 @@ from autoseg.data.splits import read_splits
 from autoseg.errors import UserError
 from autoseg.initialization import measurement
 from autoseg.initialization.record import InitRecord
+from autoseg.recording import RunRecord
 from autoseg.records import file_sha256, read_record
-from autoseg.schema import CheckpointInfo, RunRecord
+from autoseg.schema import CheckpointInfo
 from autoseg.training.settings import TrainSettings
 
 command_module = importlib.import_module("autoseg.commands.pretrain_init")
