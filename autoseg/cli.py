@@ -25,8 +25,10 @@ COMMANDS = {
     "plan": "Measure a dataset, decide spacing, patch, batch and network, and preprocess it.",
     "pretrain-init": "Learn first weights from a fold's training images, without labels.",
     "prompts": "Show what a dataset's labels mean in words, and write their sentences into a file to edit.",
-    "train": "Train one fold of a planned dataset; predict and score its validation cases at the end.",
+    "train": "Train folds of a planned dataset; predict and score their validation cases at the end.",
     "predict": "Segment a folder of images; masks land on the images' own grids.",
+    "find-best": "Compare trained models and pairs of them by cross-validation; the best becomes what `predict` takes.",
+    "import-nnunet": "Bring models that nnU-Net v2 trained into a run folder.",
     "evaluate": "Score masks against reference labels: Dice, surface Dice, HD95, volumes.",
     "demo": "Make a phantom dataset and run plan, train, predict and evaluate on it.",
 }

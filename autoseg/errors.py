@@ -6,8 +6,11 @@ from collections.abc import Sequence
 class UserError(Exception):
     """Something the user can mend: what is wrong (path and value first), what was expected, what to do.
 
-    Commands print the message without a traceback and exit with status 2.
+    Commands print the message without a traceback and exit with status 2. Of several processes that train together
+    the first one's message is enough where an error is `in_all`: raised in every one of them.
     """
+
+    in_all = False
 
 
 def all_of(problems: Sequence[str], heading: str, remedy: str, shown: int = 20) -> UserError:

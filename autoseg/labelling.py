@@ -3,6 +3,8 @@
 Inside, labels are 0, 1, 2, … in the order of `labels`; the ignore label, where there is one, comes last.
 """
 
+from collections.abc import Mapping
+
 from pydantic import Field
 
 from autoseg.records import Record
@@ -65,3 +67,36 @@ class Labelled(Record):
         """Of every name in `foreground`: the internal labels that make it up."""
         position = {value: internal for internal, value in enumerate(self.labels.values())}
         return tuple(tuple(position[value] for value in values) for values in self.foreground.values())
+
+
+def read_regions(
+    entries: Mapping[str, tuple[int, ...]], order: list[int] | None
+) -> tuple[tuple[Region, ...], list[str]]:
+    """The regions of nnU-Net's `labels` and `regions_class_order`, and what is wrong with them.
+
+    There are regions where an entry has several values; then every entry but the background is one, in the order of
+    `entries` (name → values, without the ignore label).
+    """
+    if all(len(values) < 2 for values in entries.values()):
+        return (), []
+    declared = {name: values for name, values in entries.items() if set(values) - {0}}
+    if order is None:
+        return (), [f"regions_class_order is missing; the labels are regions ({', '.join(declared)}), and one value to "
+                    "paint each with was expected"]
+    if len(order) != len(declared):
+        return (), [f"regions_class_order has {len(order)} values; one for each of the {len(declared)} regions "
+                    f"({', '.join(declared)}) was expected"]
+    known = {value for values in entries.values() for value in values}
+    if unknown := [value for value in order if value not in known]:
+        return (), [f"regions_class_order holds {', '.join(map(str, unknown))}, which is no label value"]
+    return tuple(
+        Region(name=name, values=values, painted=painted)
+        for (name, values), painted in zip(declared.items(), order, strict=True)
+    ), []
+
+
+def name_parts(entries: Mapping[str, tuple[int, ...]]) -> dict[str, int]:
+    """Name → value of every value in `entries`, ascending; `value_<n>` where no entry is that value alone."""
+    named = {values[0]: name for name, values in reversed(list(entries.items())) if len(values) == 1}
+    values = sorted({value for entry in entries.values() for value in entry} | {0})
+    return {named.get(value, f"value_{value}" if value else "background"): value for value in values}

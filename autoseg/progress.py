@@ -6,19 +6,25 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from autoseg.launch import launched
+
 LOGGER_NAME = "autoseg"
 LINE_EVERY_SECONDS = 10.0
 
 
 class ProgressBar:
-    """Counts finished items; on a terminal a live line, elsewhere a line every ten seconds and at the end."""
+    """Counts finished items; on a terminal a live line, elsewhere a line every ten seconds and at the end.
+
+    Of several processes that train together only the first shows anything.
+    """
 
     def __init__(self, description: str, total: int | None, unit: str, limit_seconds: float | None = None) -> None:
         self._description, self._total, self._unit = description, total, unit
         self._limit_seconds = limit_seconds
         self._done = 0
         self._start = self._last = time.perf_counter()
-        self._live = sys.stderr.isatty()
+        self._silent = not launched().is_first
+        self._live = sys.stderr.isatty() and not self._silent
 
     def advance(self, count: int = 1, note: str = "") -> None:
         """`count` more items are finished; `note` is appended to the line (the current loss, a case id)."""
@@ -26,7 +32,8 @@ class ProgressBar:
         now = time.perf_counter()
         every = 0.1 if self._live else LINE_EVERY_SECONDS
         is_end = self._total is not None and self._done >= self._total
-        if now - self._last >= every or (is_end and (self._live or now - self._start > every)):
+        due = now - self._last >= every or (is_end and (self._live or now - self._start > every))
+        if due and not self._silent:
             self._last = now
             self._show(now, note)
 
@@ -91,11 +98,11 @@ def readable_seconds(seconds: float) -> str:
 
 
 def start_logging() -> None:
-    """Send this package's log lines (INFO and above) to stderr, once."""
+    """Send this package's log lines (INFO and above) to stderr, once; errors only in all but the first process."""
     logger = logging.getLogger(LOGGER_NAME)
     if not logger.handlers:
         handler = logging.StreamHandler()
         handler.setFormatter(logging.Formatter("%(message)s"))
         logger.addHandler(handler)
-        logger.setLevel(logging.INFO)
+        logger.setLevel(logging.INFO if launched().is_first else logging.ERROR)
         logger.propagate = False

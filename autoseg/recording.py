@@ -15,6 +15,7 @@ from pydantic import Field
 
 from autoseg import __version__
 from autoseg.errors import UserError
+from autoseg.launch import launched
 from autoseg.records import Record, read_record, write_record
 
 RECORDED_PACKAGES = ("torch", "numpy", "scipy", "nibabel", "SimpleITK", "blosc2", "batchgenerators")
@@ -70,7 +71,8 @@ def versions() -> dict[str, str]:
 def recorded(command: str, folder: Path, seed: int | None = None) -> Iterator[Recording]:
     """Write `folder`/run.json when the block ends, well or not; earlier records are kept inside it.
 
-    A failed command leaves a record only where the folder exists already: it creates nothing.
+    A failed command leaves a record only where the folder exists already: it creates nothing. Of several processes
+    that train together the first one writes.
     """
     recording = Recording()
     started, start = datetime.now(UTC).isoformat(timespec="seconds"), time.perf_counter()
@@ -90,7 +92,7 @@ def recorded(command: str, folder: Path, seed: int | None = None) -> Iterator[Re
             device=recording.device, seed=seed, versions=versions(), inputs=recording.inputs,
             results=recording.results,
         )
-        if message is None or folder.is_dir():
+        if launched().is_first and (message is None or folder.is_dir()):
             _append_quietly(record, folder / "run.json")
 
 

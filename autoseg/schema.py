@@ -223,6 +223,11 @@ class Plan(Labelled):
     reasons: tuple[str, ...]
     configurations: dict[ConfigurationName, ConfigurationPlan]
 
+    def input_channels(self, configuration: ConfigurationName) -> int:
+        """Of a configuration's networks: the image's, and of a cascade one per foreground label."""
+        is_cascade = self.configurations[configuration].previous_stage is not None
+        return len(self.channel_names) + (len(self.labels) - 1) * is_cascade
+
 
 # ---------------------------------------------------------------- splits.json
 class Split(Record):

@@ -140,7 +140,7 @@ def predict_and_score(trained: Trained, network: UNet) -> Scores:
         if failures:
             sys.exit("\n".join(f"{failure.id}: {failure.reason}" for failure in failures))
         pairs = pair_files(Path(folder), {case.id: case.label for case in trained.cases if case.label})
-        return score_files(pairs, trained.info.labels, workers=default_workers())
+        return score_files(pairs, trained.info, workers=default_workers())
 
 
 def compare(before: Scores, after: Scores) -> dict[str, object]:

@@ -232,7 +232,7 @@ def train(run: Run, arguments: argparse.Namespace, steps: int, seconds: float | 
                                       PredictSettings(device=device, tta=False, overwrite=True))
     assert not failures
     pairs = pair_files(model / "validation", {case.id: case.label for case in held_out})
-    scores = score_files(pairs, plan.labels, workers=1)
+    scores = score_files(pairs, plan, workers=1)
     per_case = {case.id: float(np.mean([label.dice for label in case.labels.values()])) for case in scores.cases}
     return {
         "dataset": run.dataset, "arm": run.arm.name, "budget": run.budget, "seed": run.seed,

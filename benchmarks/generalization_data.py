@@ -206,7 +206,7 @@ def score_masks(cases: Sequence[Case], folder: Path, plan: Plan) -> dict[str, Ca
 
 def _score(case: str, predicted: Labels, reference: Labels, spacing: Sequence[float], plan: Plan,
            box: tuple[slice, slice, slice]) -> CaseScores:
-    return score_case(case, predicted[box], reference[box], spacing, labels=plan.labels, tolerance=TWO_MM)
+    return score_case(case, predicted[box], reference[box], spacing, labels=plan, tolerance=TWO_MM)
 
 
 def _pair(scores: CaseScores, label: str) -> tuple[float | None, float | None]:

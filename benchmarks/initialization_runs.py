@@ -312,7 +312,7 @@ def score(materials: Materials, model: Path, validation: Sequence[str]) -> dict[
     _, failures = predict_cases(held_out, [read_model(model)], model / "validation", settings)
     assert not failures
     pairs = pair_files(model / "validation", {case.id: case.label for case in held_out})
-    scores = score_files(pairs, materials.plan.labels, workers=1)
+    scores = score_files(pairs, materials.plan, workers=1)
     return {
         "dice": scores.mean.dice, "nsd": scores.mean.nsd,
         "case_dice": {case.id: float(np.mean([label.dice for label in case.labels.values()])) for case in scores.cases},

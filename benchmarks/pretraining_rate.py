@@ -36,11 +36,12 @@ from autoseg.planning.planner import store_record
 from autoseg.schema import Plan
 from autoseg.training.draws import DrawSettings
 from autoseg.training.loop import TrainingJob, train_step
-from autoseg.training.objective import Objective, Step
+from autoseg.training.objective import Aim, Objective, Step
 from autoseg.training.optimization import make_optimizer
 from autoseg.training.probe import to_device_layout
 from autoseg.training.settings import load_preset
 from autoseg.training.streaming import open_patches
+from autoseg.training.targets import make_targets
 
 STEPS = 4
 CASES = 20
@@ -118,14 +119,14 @@ def measure(arguments: argparse.Namespace, plan: Plan, configuration: str, archi
             stack.enter_context(image_patches(session, images.training, draws)), precision,
             torch.tensor(images.means, device=device), torch.tensor(images.deviations, device=device))
         supervised = to_device_layout(
-            build_network(architecture, session.network_plan, len(plan.channel_names), len(plan.labels)), device)
+            build_network(architecture, session.network_plan, len(plan.channel_names), len(plan.outputs)), device)
         patches = stack.enter_context(open_patches(store, [case.id for case in cases], session.network_plan,
                                                    DrawSettings(seed=0), device, 2**33, 1))
-        objective = Objective(supervised, None, network.batch_dice, 0)
+        objective = Objective(supervised, None, Aim(make_targets(plan, {}, device), network.batch_dice), 0)
         objective.precision = precision
         job = TrainingJob(
             supervised, supervised, objective, make_optimizer(supervised, session.optimizer), session.optimizer,
-            torch.amp.GradScaler("cpu", enabled=False), patches, None, settings, network.batch_dice,
+            torch.amp.GradScaler("cpu", enabled=False), patches, None, settings,
             tuple(plan.labels)[1:], device, precision, 0)
         seconds = {"pretraining": [], "training": []}
         state = PretrainState()

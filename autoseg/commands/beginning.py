@@ -7,6 +7,7 @@ from pathlib import Path
 
 from autoseg.data.dataset import Case
 from autoseg.errors import UserError
+from autoseg.initialization.sources import find_source
 from autoseg.initialization.transfer import (
     Planned,
     init_folder,
@@ -15,8 +16,10 @@ from autoseg.initialization.transfer import (
     read_init,
     refuse_misfit,
 )
+from autoseg.networks.weight_transfer import NetworkFacts
 from autoseg.schema import ArchitectureName, ConfigurationName
-from autoseg.training.session import FirstWeights, read_started_with
+from autoseg.training.first_weights import FirstWeights
+from autoseg.training.session import read_started_with
 
 logger = logging.getLogger("autoseg")
 
@@ -54,7 +57,8 @@ class Beginning:
 
     Attributes
     ----------
-    source : the folder of first weights; None: drawn. `is_own`: it is this run's, for this fold and name.
+    source : the folder of first weights, or what the user named for one; None: drawn. `is_own`: it is this run's, for
+        this fold and name.
     continued : what a training that is resumed began with; its state holds the weights.
     """
 
@@ -63,15 +67,18 @@ class Beginning:
     is_own: bool = False
     continued: FirstWeights | None = None
 
-    def read(self, planned: Planned, channels: int, validation: Sequence[Case]) -> FirstWeights | None:
+    def read(self, planned: Planned, wanted: NetworkFacts, validation: Sequence[Case]) -> FirstWeights | None:
         """The first weights, checked against network and fold; None where they are drawn. Raises what reading raises.
 
-        channels : of the input.
+        wanted : of the network to train. Weights of this run's pretraining must fit it exactly, of others what fits is
+            moved.
         """
         if self.source is None:
             return self.continued
-        first = (read_init if self.is_own else read_foreign_weights)(self.source, planned, validation)
-        refuse_misfit(first, planned, channels)
+        if not self.is_own:
+            return read_foreign_weights(find_source(self.source), planned, validation, wanted)
+        first = read_init(self.source, planned, validation)
+        refuse_misfit(first, planned, len(wanted.channels))
         return first
 
 
@@ -90,8 +97,7 @@ def check_name(name: str) -> str:
 def choose_beginning(asked: Asked) -> Beginning:
     """Which first weights a training takes; without --name the model is called after the network, "+init" with them.
 
-    `auto` takes what `pretrain-init` left for this fold and name, and says so. A resumed training keeps what it began
-    with.
+    `auto` takes what `pretrain-init` left for this fold and name. A resumed training keeps what it began with.
     """
     own = init_folder(asked.run, asked.name or asked.architecture, asked.configuration, asked.fold)
     if asked.resume and asked.init == "auto":
@@ -101,10 +107,18 @@ def choose_beginning(asked: Asked) -> Beginning:
     if asked.init != "auto":
         return Beginning(asked.with_init, Path(asked.init))
     if is_finished(own):
-        logger.info("--init auto: first weights from %s", own)
         return Beginning(asked.with_init, own, is_own=True)
-    _say_none(asked, own)
     return Beginning(asked.from_scratch)
+
+
+def announce_beginning(asked: Asked, beginning: Beginning) -> None:
+    """One line on what `--init auto` came to, where there is something to say."""
+    if asked.init != "auto" or asked.resume:
+        return
+    if beginning.is_own:
+        logger.info("--init auto: first weights from %s", beginning.source)
+    else:
+        _say_none(asked, init_folder(asked.run, asked.name or asked.architecture, asked.configuration, asked.fold))
 
 
 def _continued(asked: Asked) -> Beginning:

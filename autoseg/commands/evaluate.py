@@ -13,6 +13,7 @@ from autoseg.data.parallel import default_workers
 from autoseg.errors import UserError, all_of
 from autoseg.evaluation.scoring import TWO_MM, Tolerance, score_folders
 from autoseg.evaluation.table import format_table
+from autoseg.labelling import Labelled
 from autoseg.output import write_json_object, write_stdout
 from autoseg.recording import recorded
 from autoseg.records import read_record, write_record
@@ -48,10 +49,12 @@ def evaluate(
     """
     path = output if output is not None else predictions / "scores.json"
     with recorded("evaluate", path.parent) as recording:
+        labelled, annotated = label_names(predictions, dataset)
         scores = score_folders(
             predictions,
             references,
-            label_names(predictions, dataset),
+            labelled,
+            annotated=annotated,
             tolerance=parse_tolerance(tolerance_mm),
             workers=workers or default_workers(),
         )
@@ -68,18 +71,19 @@ def evaluate(
     return 0
 
 
-def label_names(predictions: Path, dataset: Path | None) -> dict[str, int] | None:
-    """Name → value in the files, from dataset.json or the predictions' labels.json; None without either."""
+def label_names(predictions: Path, dataset: Path | None) -> tuple[Labelled | None, dict[str, tuple[str, ...]]]:
+    """What the values mean, from dataset.json or the predictions' labels.json (None without either), and what is
+    annotated in the cases in which not everything is."""
     if dataset is not None:
         declared = read_declarations(dataset)
         if declared.problems:
             raise all_of(declared.problems, f"{dataset} cannot name the labels:", "Correct dataset.json.")
-        return declared.labels
+        return declared.labelled, declared.annotated
     names = predictions / "labels.json"
     if names.exists():
         hint = "`autoseg predict` writes this file. Remove it, or name the labels with --dataset."
-        return read_record(LabelNames, names, hint).labels
-    return None
+        return read_record(LabelNames, names, hint), {}
+    return None, {}
 
 
 def parse_tolerance(given: Sequence[str]) -> Tolerance:

@@ -4,7 +4,7 @@ import logging
 import sys
 import time
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
 from cyclopts import Parameter
 
@@ -17,15 +17,17 @@ from autoseg.commands.options import (
     SeedOption,
     WorkersOption,
 )
+from autoseg.commands.plan_splits import describe_folds, find_given_splits, settle_folds
 from autoseg.commands.probing import device_to_probe, refine_on_device
 from autoseg.commands.stage_table import describe_configurations, format_stages, stages_as_json
 from autoseg.data.dataset import Dataset, open_dataset
 from autoseg.data.parallel import default_workers
 from autoseg.data.preprocessing import preprocess_dataset
-from autoseg.data.splits import make_splits, read_splits, write_splits
+from autoseg.data.splits import Folds
 from autoseg.data.store import store_folder
 from autoseg.errors import UserError
 from autoseg.output import write_json_object, write_stdout
+from autoseg.planning.configurations import with_parts
 from autoseg.planning.fingerprint import measure, same_facts
 from autoseg.planning.planner import ArchitectureChoice, PlanSettings, add_architecture, decide_plan, store_record
 from autoseg.planning.summary import describe_plan
@@ -48,7 +50,8 @@ def plan(  # noqa: PLR0913 (a command's options)
         Parameter(help="`auto`: chosen by rule from what was measured. On a planned run this adds a network."),
     ] = "auto",
     configurations: Annotated[
-        str | None, Parameter(help="Comma-separated: 2d, 3d_fullres, 3d_lowres. Planned and preprocessed.")
+        str | None, Parameter(help="Comma-separated: 2d, 3d_fullres, 3d_lowres, 3d_cascade_fullres (which "
+                                             "takes the two before it along). Planned and preprocessed.")
     ] = None,
     preset_size: Annotated[Literal["M", "L", "XL"] | None, Parameter(help="nnU-Net's residual presets.")] = None,
     nnunet_parity: Annotated[bool, Parameter(negative=(), help="Keep nnU-Net's numbers even where silly.")] = False,
@@ -58,6 +61,11 @@ def plan(  # noqa: PLR0913 (a command's options)
                        "image by itself, for networks that must survive another scanner or sequence; on a planned run "
                        "this changes the plan, and models trained before keep theirs."),
     ] = "auto",
+    splits: Annotated[
+        Path | None,
+        Parameter(help="Folds from a file: splits.json of a run, or nnU-Net's splits_final.json. By default the run's "
+                       "own, the dataset folder's splits_final.json, or drawn."),
+    ] = None,
     preprocess: Annotated[bool, Parameter(name="--preprocess", help="Off: only measure and decide.")] = True,
     explain: Annotated[
         bool, Parameter(negative=(), help="Show every stage: shape, stride, mm, channels, tokens, costs.")
@@ -89,31 +97,33 @@ def plan(  # noqa: PLR0913 (a command's options)
         )
         opened = open_dataset(dataset)
         _refuse_another_dataset(run, opened)
+        given_splits = find_given_splits(run, opened, splits)
         fingerprint = measure(opened, workers)
         decided = _decide(run, fingerprint, settings)
         measured_seconds = time.perf_counter() - start
         wanted = _configurations(configurations) or (default_configuration(decided),)
         if probed_device is not None:
             decided = refine_on_device(decided, fingerprint, settings, wanted, probed_device, recording)
-        _write_splits(run, opened, seed)
+        folds = settle_folds(run, opened, fingerprint, given_splits, seed, nnunet_parity)
         # The facts last: until they are written, a plan that was cut short is decided anew.
         write_record(decided, run / "plan.json")
         write_record(fingerprint, run / "fingerprint.json")
         if preprocess:
-            for configuration in wanted:
-                record = store_record(decided, configuration)
-                preprocess_dataset(opened, record, store_folder(run, configuration, record), workers)
+            records = {configuration: store_record(decided, configuration) for configuration in wanted}
+            stores = {store_folder(run, name, record): record for name, record in records.items()}
+            for folder, record in stores.items():  # a cascade shares the store of 3d_fullres
+                preprocess_dataset(opened, record, folder, workers)
         seconds = time.perf_counter() - start
         recording.inputs["dataset"] = str(opened.root)
         recording.inputs["fingerprint"] = content_hash(fingerprint.model_dump(mode="json"))
         recording.results.update(
-            cases=len(fingerprint.cases), measure_seconds=round(measured_seconds, 3), seconds=round(seconds, 3),
-            peak_memory_mib=_peak_memory_mib(),
+            cases=len(fingerprint.cases), folds=folds.rule, measure_seconds=round(measured_seconds, 3),
+            seconds=round(seconds, 3), peak_memory_mib=_peak_memory_mib(),
         )
         if json:
-            write_json_object(_as_json(decided, run, seconds, explain))
+            write_json_object({**_as_json(decided, run, seconds, explain), **_folds_as_json(folds)})
         else:
-            write_stdout(_as_text(decided, fingerprint, run, seconds, explain))
+            write_stdout(_as_text(decided, fingerprint, folds, run, seconds, explain))
     return 0
 
 
@@ -140,11 +150,11 @@ def _positive(workers: int) -> int:
 def _configurations(text: str | None) -> tuple[ConfigurationName, ...] | None:
     if text is None:
         return None
-    known: dict[str, ConfigurationName] = {"2d": "2d", "3d_fullres": "3d_fullres", "3d_lowres": "3d_lowres"}
+    known: dict[str, ConfigurationName] = {name: name for name in get_args(ConfigurationName)}
     names = [name.strip() for name in text.split(",") if name.strip()]
     if not names or any(name not in known for name in names):
         raise UserError(f"--configurations {text}: expected a comma-separated list of {', '.join(known)}.")
-    return tuple(known[name] for name in dict.fromkeys(names))
+    return with_parts([known[name] for name in dict.fromkeys(names)])
 
 
 def _refuse_another_dataset(run: Path, dataset: Dataset) -> None:
@@ -165,17 +175,6 @@ def _decide(run: Path, fingerprint: Fingerprint, settings: PlanSettings) -> Plan
     return add_architecture(read_plan(run), fingerprint, settings)
 
 
-def _write_splits(run: Path, dataset: Dataset, seed: int) -> None:
-    path, ids = run / "splits.json", [case.id for case in dataset.cases]
-    if not path.exists():
-        write_splits(make_splits(ids, seed), path)
-        return
-    listed = {case for split in read_splits(path, ids) for case in (*split.train, *split.val)}
-    if len(ids) > 1 and listed != set(ids):
-        raise UserError(f"{path} does not name {', '.join(sorted(set(ids) - listed)[:5])} (cases added since it was "
-                        "written?).\nAdd them to it, or move the file away to have new splits drawn.")
-
-
 def _peak_memory_mib() -> float:
     """Peak resident memory of this process plus the largest of its workers, MiB."""
     import resource
@@ -185,7 +184,9 @@ def _peak_memory_mib() -> float:
     return round(sum(peaks) / units_per_mib, 1)
 
 
-def _as_text(plan: Plan, fingerprint: Fingerprint, run: Path, seconds: float, explain: bool) -> str:
+def _as_text(
+    plan: Plan, fingerprint: Fingerprint, folds: Folds, run: Path, seconds: float, explain: bool
+) -> str:  # fmt: skip
     tables = []
     if explain:
         tables = [
@@ -195,10 +196,10 @@ def _as_text(plan: Plan, fingerprint: Fingerprint, run: Path, seconds: float, ex
     planned = dict.fromkeys(name for entry in plan.configurations.values() for name in entry.networks)
     others = f"\n      --architecture takes another of the planned networks: {', '.join(planned)}"
     return "\n\n".join([
-        describe_plan(plan, fingerprint),
+        describe_plan(plan, fingerprint, describe_folds(folds)),
         *tables,
         f"Planned in {readable_seconds(seconds)}. Written: {run / 'plan.json'}\n"
-        f"Next: autoseg train --run {run}{' --fold all' if len(fingerprint.cases) == 1 else ''}"
+        f"Next: autoseg train --run {run}{'' if folds.splits else ' --fold all'}"
         f"   (on a machine without GPU: add --preset quick)" + others * (len(planned) > 1) + "\n",
     ])
 
@@ -212,6 +213,10 @@ def _as_json(plan: Plan, run: Path, seconds: float, explain: bool) -> dict[str, 
         for name, description in describe_configurations(plan).items():
             networks[name].update(stages_as_json(description))
     return {"run": str(run), "seconds": round(seconds, 3), "axes": plan.axes, "configurations": networks}
+
+
+def _folds_as_json(folds: Folds) -> dict[str, object]:
+    return {"folds": {"count": len(folds.splits), "rule": folds.rule, "rare_labels": dict(folds.spread)}}
 
 
 def _network_facts(plan: Plan, configuration: ConfigurationName, architecture: ArchitectureName) -> dict[str, object]:

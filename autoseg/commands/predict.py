@@ -1,6 +1,8 @@
 """`autoseg predict`: masks for a folder of images."""
 
+import logging
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -21,12 +23,12 @@ from autoseg.recording import recorded
 from autoseg.schema import ConfigurationName, Failure
 
 if TYPE_CHECKING:
-    from torch import nn
-
-    from autoseg.inference.trained import TrainedModel
-    from autoseg.schema import CheckpointInfo
+    from autoseg.inference.best import Chosen
+    from autoseg.inference.ensembling import Member
+    from autoseg.inference.prediction import PredictSettings
 
 SOME_FAILED = 3
+logger = logging.getLogger("autoseg")
 
 
 def predict(  # noqa: PLR0913 (a command's options)
@@ -45,6 +47,13 @@ def predict(  # noqa: PLR0913 (a command's options)
     tta: Annotated[
         bool, Parameter(name="--tta", negative="--no-tta", help="Average over mirrored copies of the image.")
     ] = True,
+    postprocessing: Annotated[
+        bool, Parameter(name="--postprocessing", negative="--no-postprocessing",
+                        help="Remove what `find-best` found worth removing; only where best.json chooses the models."),
+    ] = True,
+    save_probabilities: Annotated[
+        bool, Parameter(negative=(), help="Write CASE_probabilities.nii.gz too: a channel per class or region.")
+    ] = False,
     overwrite: Annotated[bool, Parameter(negative=(), help="Replace masks that exist already.")] = False,
     device: DeviceOption = "auto",
     seed: SeedOption = DEFAULT_SEED,
@@ -52,21 +61,27 @@ def predict(  # noqa: PLR0913 (a command's options)
 ) -> int:
     """Segment a folder of images; masks land on the images' own grids.
 
-    Several folds are averaged. Without --name and --configuration the only trained model is taken. The output
-    folder receives one mask per case, labels.json and, if a case failed, failures.json with the reason
-    (exit status 3; 2 when every case failed).
+    Several folds are averaged. Without --name and --configuration the choice of `find-best` (best.json) is taken,
+    with its postprocessing; where nothing was chosen, the only trained model. A cascade runs both stages.
+    The output folder receives one mask per case, labels.json (names and values of labels or regions; also the order
+    of the channels of probabilities) and, if a case failed, failures.json with the reason (exit status 3; 2 when
+    every case failed).
     """
-    from autoseg.inference.trained import choose_folds, choose_model
+    from autoseg.inference.device import choose_device
+    from autoseg.inference.prediction import PredictSettings
+    from autoseg.inference.trained import Reader
 
     _refuse_same_folder(input, output)  # before anything, even a record, is written there
     with recorded("predict", output, seed) as recording:
         start = time.perf_counter()
-        model = choose_model(run, name, configuration)
-        chosen = choose_folds(model, folds)
-        networks = _read_models(model, chosen)
-        recording.inputs.update({f"fold_{info.fold}": info.weights_sha256 for _, info in networks})
+        chosen = _choose(run, name, configuration, folds, postprocessing)
+        reader = Reader()
+        members = [reader.member(model, chosen_folds) for model, chosen_folds in chosen.models]
+        recording.inputs.update(_hashes(members))
         recording.inputs["images"] = str(input.resolve())
-        written, failures, recording.device = _predict(networks, input, output, device, tta, overwrite)
+        settings = PredictSettings(device=choose_device(device), tta=tta, overwrite=overwrite,
+                                   save_probabilities=save_probabilities, largest_components=chosen.largest_components)
+        written, failures, recording.device = _predict(members, input, output, settings)
         if failures and not written:
             raise all_of([f"{failure.id}: {failure.reason}" for failure in failures],
                          f"{input}: none of the {len(failures)} cases could be segmented:",
@@ -74,7 +89,8 @@ def predict(  # noqa: PLR0913 (a command's options)
         seconds = round(time.perf_counter() - start, 3)
         recording.exit_status = SOME_FAILED if failures else 0
         counts = {"predicted": len(written), "failed": len(failures)}
-        recording.results.update(counts, seconds=seconds, speed=speed, tta=tta)
+        recording.results.update(counts, seconds=seconds, speed=speed, tta=tta,
+                                 postprocessing=in_words(chosen.largest_components))
         if json:
             write_json_object({**counts, "seconds": seconds, "output": str(output)})
         else:
@@ -82,33 +98,53 @@ def predict(  # noqa: PLR0913 (a command's options)
     return recording.exit_status
 
 
-def _read_models(model: "TrainedModel", folds: tuple[str, ...]) -> list[tuple["nn.Module", "CheckpointInfo"]]:
-    from autoseg.networks.checkpoint import read_model
+def _choose(
+    run: Path, name: str | None, configuration: ConfigurationName | None, folds: str | None, postprocessing: bool
+) -> "Chosen":
+    """The models and folds that are meant: those named, or those of best.json, or the only one there is."""
+    from autoseg.inference.best import BEST_NAME, Chosen, choose_best, read_best
+    from autoseg.inference.trained import choose_folds, choose_model
 
-    return [read_model(model.fold_folder(fold)) for fold in folds]
+    best = read_best(run) if name is None and configuration is None else None
+    if best is None:
+        model = choose_model(run, name, configuration)
+        return Chosen(((model, choose_folds(model, folds)),))
+    chosen = choose_best(run, best)
+    models = tuple((model, own if folds is None else choose_folds(model, folds)) for model, own in chosen.models)
+    chosen = Chosen(models, chosen.largest_components if postprocessing else ())
+    named = " + ".join(f"{model.name} {model.configuration} (folds {', '.join(taken)})" for model, taken in models)
+    logger.info("%s chooses %s; postprocessing: %s", run / BEST_NAME, named, in_words(chosen.largest_components))
+    return chosen
 
 
-def _predict(  # noqa: PLR0913
-    models: list[tuple["nn.Module", "CheckpointInfo"]],
-    images: Path,
-    output: Path,
-    device_name: Literal["auto", "cpu", "cuda"],
-    tta: bool,
-    overwrite: bool,
+def in_words(largest_components: Sequence[str | None]) -> str:
+    """What postprocessing does, for a person."""
+    names = ["all foreground" if name is None else name for name in largest_components]
+    return f"largest component of {', then of '.join(names)}" if names else "none"
+
+
+def _hashes(members: Sequence["Member"]) -> dict[str, str]:
+    """Every network's name → hash of its weights; the folds of a model on its own are called `fold_<k>`."""
+    if len(members) == 1 and members[0].previous is None:
+        return {f"fold_{info.fold}": info.weights_sha256 for _, info in members[0].folds}
+    return {f"{info.name}/{info.configuration}/fold_{info.fold}": info.weights_sha256
+            for member in members for stage in member.stages for _, info in stage.folds}
+
+
+def _predict(
+    members: Sequence["Member"], images: Path, output: Path, settings: "PredictSettings"
 ) -> tuple[list[Path], list[Failure], str]:
     """Masks written, failures, and the device that computed."""
     import torch
 
     from autoseg.data.dataset import list_images
-    from autoseg.inference.device import choose_device
-    from autoseg.inference.prediction import PredictSettings, predict_cases
+    from autoseg.inference.prediction import predict_members
 
-    device = choose_device(device_name)
+    device = settings.device
     torch.backends.cudnn.benchmark = device.type == "cuda"  # all windows have one shape
-    info = models[0][1]
+    info = members[0].info
     cases = list_images(images, len(info.channel_names), info.file_ending)
-    settings = PredictSettings(device=device, tta=tta, overwrite=overwrite)
-    written, failures = predict_cases(cases, models, output, settings)
+    written, failures = predict_members(cases, members, output, settings)
     return written, failures, torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
 
 

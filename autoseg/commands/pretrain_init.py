@@ -10,14 +10,14 @@ from typing import Annotated
 from cyclopts import Parameter
 
 from autoseg.commands.beginning import check_name
+from autoseg.commands.fold_training import clear_folder, known_architecture
 from autoseg.commands.options import DEFAULT_RUN, DEFAULT_SEED, DeviceOption, JsonOption, RunOption, SeedOption
 from autoseg.commands.plan import default_configuration, read_plan
 from autoseg.commands.stopping import stop_on_signals
-from autoseg.commands.train import clear_folder, known_architecture
 from autoseg.data.dataset import Case, list_images, open_dataset
 from autoseg.data.parallel import default_workers
 from autoseg.data.preprocessing import input_identity
-from autoseg.data.splits import read_splits, training_cases
+from autoseg.data.splits import splits_of_run, training_cases
 from autoseg.data.store import STORE_FILE, Store, is_stored, open_store, store_folder
 from autoseg.errors import UserError
 from autoseg.inference.device import choose_device
@@ -100,6 +100,9 @@ def pretrain_init(  # noqa: PLR0913 (a command's options)
     plan = read_plan(run)
     configuration = configuration or default_configuration(plan)
     architecture = known_architecture(plan, run, configuration, architecture)
+    if plan.configurations[configuration].previous_stage is not None:
+        raise UserError(f"--configuration {configuration}: first weights are learned from images alone.\nPretrain for "
+                        "3d_fullres, and give train --init the folder that this writes.")
     name = check_name(name or architecture)
     folder = init_folder(run, name, configuration, fold)
     with recorded("pretrain-init", run, seed) as recording:
@@ -148,7 +151,7 @@ def _images(
     """The images that this fold may learn from, prepared, and the store of the fold's."""
     dataset = open_dataset(Path(plan.dataset))
     cases = {case.id: case for case in dataset.cases}
-    training, validation = training_cases(read_splits(run / "splits.json", list(cases)), fold, list(cases))
+    training, validation = training_cases(splits_of_run(run, dataset.cases), fold, list(cases))
     validation = () if fold == "all" else validation
     added: tuple[Case, ...] = ()
     if extra_folder is not None:

@@ -6,6 +6,7 @@ import math
 import sys
 import time
 from collections.abc import Sequence
+from functools import partial
 from typing import TYPE_CHECKING
 
 from autoseg.commands.options import DeviceName
@@ -61,6 +62,7 @@ def refine_on_device(  # noqa: PLR0913 (what is planned, and where)
     """The plan with patch and batch fitted to memory as measured on the device; what was measured is recorded."""
     import torch
 
+    from autoseg.planning.configurations import CASCADE, FULLRES
     from autoseg.planning.measured import refine_plan
     from autoseg.training.memory_probe import measure_training_memory, precision_to_probe
 
@@ -68,19 +70,23 @@ def refine_on_device(  # noqa: PLR0913 (what is planned, and where)
     precision, start, runs = precision_to_probe(device), time.perf_counter(), 0
     logger.info("measuring memory on %s (%s) …", name, precision)
 
-    def measure(architecture: ArchitectureName, network: NetworkPlan) -> float:
+    def measure(architecture: ArchitectureName, network: NetworkPlan, channels: int) -> float:
         nonlocal runs
         runs += 1
-        gib = measure_training_memory(
-            architecture, network, len(plan.channel_names), len(plan.labels), device, precision
-        )
+        gib = measure_training_memory(architecture, network, channels, len(plan.labels), device, precision)
         shape = "×".join(map(str, network.patch_shape))
         took = f"{gib:.2f} GiB" if gib < math.inf else "more than there is"
         recomputed = f", {network.checkpointed_stages} stages checkpointed" * bool(network.checkpointed_stages)
         logger.info("  %s, patch %s, batch %d%s: %s", architecture, shape, network.batch_size, recomputed, took)
         return gib
 
-    refined = refine_plan(plan, fingerprint, settings, configurations, measure, name)
+    refined = plan
+    for configuration in (one for one in configurations if one != CASCADE):
+        # A cascade has the network of 3d_fullres, which must fit with its channels too.
+        channels = plan.input_channels(CASCADE if configuration == FULLRES and CASCADE in configurations
+                                       else configuration)
+        refined = refine_plan(refined, fingerprint, settings, [configuration], partial(measure, channels=channels),
+                              name)
     seconds = time.perf_counter() - start
     logger.info("measured %d times in %s", runs, readable_seconds(seconds))
     recording.device = name

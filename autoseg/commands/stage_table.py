@@ -22,8 +22,8 @@ def describe_configurations(plan: Plan) -> "dict[ConfigurationName, NetworkDescr
 
     return {
         name: describe_network(
-            configuration.architecture, configuration.networks[configuration.architecture], len(plan.channel_names),
-            len(plan.labels), configuration.spacing,
+            configuration.architecture, configuration.networks[configuration.architecture], plan.input_channels(name),
+            len(plan.outputs), configuration.spacing,
         )
         for name, configuration in plan.configurations.items()
     }  # fmt: skip

@@ -6,6 +6,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
+from autoseg.launch import launched
+
 
 @contextmanager
 def stop_on_signals() -> Iterator[Callable[[int], bool]]:
@@ -17,7 +19,8 @@ def stop_on_signals() -> Iterator[Callable[[int], bool]]:
         if asked:
             raise KeyboardInterrupt
         asked = True
-        sys.stderr.write("\nstopping after this step; the state is being written (again: stop at once)\n")
+        if launched().is_first:
+            sys.stderr.write("\nstopping after this step; the state is being written (again: stop at once)\n")
 
     before = {number: signal.signal(number, remember) for number in (signal.SIGINT, signal.SIGTERM)}
     try:

@@ -3,13 +3,14 @@
 import os
 import re
 from collections import Counter, defaultdict
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from autoseg.data.content import unlistable
 from autoseg.data.manifest import LAYOUT, Declarations, read_declarations
 from autoseg.data.volume import PICTURE_ENDINGS, SUPPORTED_ENDINGS
 from autoseg.errors import UserError, all_of
+from autoseg.labelling import Labelled, Region
 from autoseg.schema import ListedCase
 
 _CHANNEL = re.compile(r"(?P<case>.+)_(?P<channel>\d{4})")
@@ -18,11 +19,16 @@ _OTHER_IMAGE_ENDINGS = (".jpg", ".jpeg", ".dcm", ".mgz", ".npy", ".npz")
 
 @dataclass(frozen=True)
 class Case:
-    """One examination: its channel files in order (or one file that holds all) and its labels."""
+    """One examination: its channel files in order (or one file that holds all), its labels, whose it is if known.
+
+    `annotated`: the names that are annotated in it; None: all.
+    """
 
     id: str
     images: tuple[Path, ...]
     label: Path | None
+    patient: str | None = None
+    annotated: tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -31,8 +37,7 @@ class Dataset:
 
     Attributes
     ----------
-    labels : name → value in the files, background first, then by value; inside, labels are 0, 1, 2, … in
-        this order.
+    labels : as `Labelled`; `regions`, `ignore` likewise.
     cases : sorted by id.
     channels_in_one_file : several channels are declared and every case has one (4-D) file that holds them.
     """
@@ -44,6 +49,18 @@ class Dataset:
     file_ending: str
     cases: tuple[Case, ...]
     channels_in_one_file: bool
+    regions: tuple[Region, ...] = ()
+    ignore: int | None = None
+
+    @property
+    def labelled(self) -> Labelled:
+        """What label values mean."""
+        return Labelled(labels=self.labels, regions=self.regions, ignore=self.ignore)
+
+    @property
+    def annotated(self) -> dict[str, tuple[str, ...]]:
+        """Case → the names annotated in it, of the cases in which not all are."""
+        return {case.id: case.annotated for case in self.cases if case.annotated is not None}
 
 
 def open_dataset(folder: Path) -> Dataset:
@@ -71,6 +88,11 @@ def open_dataset(folder: Path) -> Dataset:
     else:
         cases, ending, problems = _from_folders(folder, declared)
     problems = [*declared.problems, *problems, *_id_problems(cases), *_count_problems(declared, cases, problems)]
+    cases = [replace(case, patient=declared.patients.get(case.id), annotated=declared.annotated.get(case.id))
+             for case in cases]
+    problems.extend(f"dataset.json: {key}: '{case}' is no case of this dataset"
+                    for key, named in (("patients", declared.patients), ("annotated_labels", declared.annotated))
+                    for case in sorted(set(named) - {case.id for case in cases}))
     if problems:
         heading = f"{len(problems)} problem{'s' if len(problems) > 1 else ''} in the dataset {folder}:"
         raise all_of(problems, heading, "Mend these, then run the command again. Nothing was written.")
@@ -78,6 +100,7 @@ def open_dataset(folder: Path) -> Dataset:
     return Dataset(
         folder, declared.name, declared.channel_names, declared.labels, ending,
         tuple(sorted(cases, key=lambda case: case.id)), one_file and ending not in PICTURE_ENDINGS,
+        declared.regions, declared.ignore,
     )
 
 

@@ -1,6 +1,6 @@
 """Reading a training case once, with every check; problems come back as sentences, reported together."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NoReturn
 
@@ -54,10 +54,10 @@ def load_case(case: Case, dataset: Dataset) -> LoadedCase | CaseProblems:
         problems.append(f"{case.label}: not on the grid of its image {case.images[0].name}: "
                         f"{'; '.join(found)}. Resample or export the labels onto the image's grid.")
     if labels is not None:
-        problems.extend(_undeclared(case, labels.voxels[0], dataset.labels))
+        problems.extend(_undeclared(case, labels.voxels[0], dataset))
     if problems or image is None or labels is None:
         return CaseProblems(case.id, tuple(problems))
-    return LoadedCase(case, image, to_internal(labels.voxels[0], tuple(dataset.labels.values())))
+    return LoadedCase(case, image, to_internal(labels.voxels[0], dataset.labelled.values))
 
 
 def raise_problems(problems: Sequence[CaseProblems], dataset: Dataset) -> NoReturn:
@@ -70,11 +70,12 @@ def raise_problems(problems: Sequence[CaseProblems], dataset: Dataset) -> NoRetu
     )
 
 
-def _undeclared(case: Case, labels: Integer[np.ndarray, "z y x"], declared: Mapping[str, int]) -> list[str]:
-    known = set(declared.values())
+def _undeclared(case: Case, labels: Integer[np.ndarray, "z y x"], dataset: Dataset) -> list[str]:
+    known = set(dataset.labelled.values)
     counts = {value: count for value, count in count_values(labels).items() if value not in known}
     if not counts:
         return []
+    declared = dict(dataset.labels) | ({} if dataset.ignore is None else {"ignore": dataset.ignore})
     shown = ", ".join(f"{value} ({count} voxels)" for value, count in list(counts.items())[:10])
     more = f" and {len(counts) - 10} more values" if len(counts) > 10 else ""
     return [f"{case.label}: label values that dataset.json does not declare: {shown}{more}; declared are "

@@ -1,14 +1,15 @@
 """What a `dataset.json` declares, whichever of its three dialects (nnU-Net v2, v1, MSD) it is written in."""
 
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from autoseg.errors import UserError
+from autoseg.labelling import Labelled, Region, name_parts, read_regions
 from autoseg.records import parse_record, read_json
 from autoseg.schema import DatasetManifest, ListedCase
 
-BACKGROUND = "background"
+BACKGROUND, IGNORE = "background", "ignore"
 LAYOUT = """Expected layout (nnU-Net's):
   dataset.json  {"channel_names": {"0": "T1"}, "labels": {"background": 0, "tumor": 1}}
   imagesTr/     case1_0000.nii.gz, case2_0000.nii.gz, … (_0000 is the channel)
@@ -25,6 +26,8 @@ class Declarations:
     file_ending, count : None where the file does not say.
     lists : explicit file lists (`dataset`), or None.
     training : (image, label) paths of the MSD form, or None.
+    patients : case → patient, of those named.
+    regions, ignore : as in `Labelled`. annotated : case → the names annotated in it, of cases in which not all are.
     """
 
     name: str
@@ -35,6 +38,15 @@ class Declarations:
     lists: dict[str, ListedCase] | None
     training: tuple[tuple[str, str], ...] | None
     problems: tuple[str, ...]
+    patients: dict[str, str]
+    regions: tuple[Region, ...] = ()
+    ignore: int | None = None
+    annotated: dict[str, tuple[str, ...]] = field(default_factory=dict)
+
+    @property
+    def labelled(self) -> Labelled:
+        """What label values mean."""
+        return Labelled(labels=self.labels, regions=self.regions, ignore=self.ignore)
 
 
 def read_declarations(folder: Path) -> Declarations:
@@ -56,7 +68,7 @@ def read_declarations(folder: Path) -> Declarations:
         raise UserError(f"{path} lacks {' and '.join(missing)}.\n{LAYOUT}")
     manifest = parse_record(DatasetManifest, content, path, LAYOUT)
     channel_names, channel_problems = _channels(manifest)
-    labels, label_problems = _labels(manifest)
+    labels, regions, ignore, label_problems = _labels(manifest)
     ending = manifest.file_ending
     ending_problems = [] if ending is None or ending.startswith(".") else [
         f"file_ending is '{ending}'; it must begin with a dot, e.g. '.nii.gz'"
@@ -65,10 +77,13 @@ def read_declarations(folder: Path) -> Declarations:
     by_folder = manifest.channel_names is not None and ending is not None
     training = None if by_folder or manifest.dataset is not None else manifest.training
     pairs, pair_problems = _pairs(training)
-    problems = [*channel_problems, *label_problems, *ending_problems, *pair_problems]
+    foreground = Labelled(labels=labels, regions=regions).foreground
+    annotated, annotation_problems = _annotated(manifest, tuple(foreground))
+    problems = [*channel_problems, *label_problems, *annotation_problems, *ending_problems, *pair_problems]
     return Declarations(
         manifest.name or folder.name, channel_names, labels, ending, manifest.numTraining, manifest.dataset,
-        pairs, tuple(f"dataset.json: {problem}" for problem in problems),
+        pairs, tuple(f"dataset.json: {problem}" for problem in problems), manifest.patients or {},
+        regions, ignore, annotated,
     )
 
 
@@ -87,29 +102,54 @@ def _channels(manifest: DatasetManifest) -> tuple[tuple[str, ...], list[str]]:
     return tuple(names[number] for number in expected), problems
 
 
-def _labels(manifest: DatasetManifest) -> tuple[dict[str, int], list[str]]:
-    """name → value, background first, then by value; `regions` and `ignore` are refused."""
+def _labels(manifest: DatasetManifest) -> tuple[dict[str, int], tuple[Region, ...], int | None, list[str]]:
+    """name → value, background first, then by value; regions; the ignore label; what is wrong."""
     read = [_label(key, entry) for key, entry in manifest.labels.items()]
     problems = [label for label in read if isinstance(label, str)]
     pairs = [label for label in read if not isinstance(label, str)]
     for name, times in Counter(name for name, _ in pairs).items():
         if times > 1:
             problems.append(f"labels: the name '{name}' stands {times} times; every label needs its own name")
+    entries = dict(pairs)
+    ignored = entries.pop(IGNORE, None)
+    regions, region_problems = read_regions(entries, manifest.regions_class_order)
+    if regions or region_problems:
+        labels = name_parts(entries)
+        missing = [] if BACKGROUND in entries else [f'labels: no \'{BACKGROUND}\'; add "{BACKGROUND}": 0']
+        problems += [*region_problems, *missing]
+    else:
+        problems += _twin_values([(name, values[0]) for name, values in entries.items()])
+        in_order = sorted(entries.items(), key=lambda pair: (pair[0] != BACKGROUND, pair[1]))
+        labels = {name: values[0] for name, values in in_order}
+        problems += _name_problems(labels)
+    return labels, regions, *_ignore(ignored, labels, problems)
+
+
+def _ignore(
+    ignored: tuple[int, ...] | None, labels: dict[str, int], problems: list[str]
+) -> tuple[int | None, list[str]]:
+    """The ignore label, and all problems: it must be one value above all others."""
+    highest = max(labels.values(), default=0)
+    if ignored is not None and (len(ignored) != 1 or ignored[0] <= highest):
+        return None, [*problems, f"labels: 'ignore' is {', '.join(map(str, ignored))}; one value above all others was "
+                                 f"expected. Give it {highest + 1}, here and in the label files"]
+    return None if ignored is None else ignored[0], problems
+
+
+def _twin_values(pairs: list[tuple[str, int]]) -> list[str]:
+    problems = []
     for value, times in Counter(value for _, value in pairs).items():
         if times > 1:
             names = " and ".join(f"'{name}'" for name, other in pairs if other == value)
             problems.append(f"labels: {names} have the same value {value}; every label needs its own value")
-    labels = dict(sorted(pairs, key=lambda pair: (pair[0] != BACKGROUND, pair[1])))
-    problems.extend(_name_problems(labels))
-    return labels, problems
+    return problems
 
 
-def _label(key: str, entry: int | str | list[int]) -> tuple[str, int] | str:
-    """(name, value) of one entry, or what is wrong with it. MSD and v1 write value: name, v2 name: value."""
+def _label(key: str, entry: int | str | list[int]) -> tuple[str, tuple[int, ...]] | str:
+    """(name, values) of one entry, or what is wrong with it. MSD and v1 write value: name, v2 name: value."""
+    if isinstance(entry, list) and len(entry) != 1:
+        return (key, tuple(entry)) if entry else f"labels: '{key}' is an empty list; integers were expected"
     if isinstance(entry, list):
-        if len(entry) != 1:
-            return (f"labels: '{key}' is a region {entry}; regions are not supported yet. Give every label "
-                    "one integer, and remove regions_class_order")
         entry = entry[0]
     if isinstance(entry, str) and _is_integer(key):
         name, value = entry, int(key)
@@ -117,7 +157,22 @@ def _label(key: str, entry: int | str | list[int]) -> tuple[str, int] | str:
         name, value = key, int(entry)
     else:
         return f"labels: '{key}': '{entry}' holds no integer; expected name: value"
-    return (BACKGROUND if name.strip().lower() == BACKGROUND else name), value
+    plain = name.strip().lower()
+    return (plain if plain in (BACKGROUND, IGNORE) else name), (value,)
+
+
+def _annotated(manifest: DatasetManifest, names: tuple[str, ...]) -> tuple[dict[str, tuple[str, ...]], list[str]]:
+    """Case → the names annotated in it, of the cases in which some are not."""
+    given = manifest.annotated_labels or {}
+    problems = [f"annotated_labels: case '{case}': '{name}' is none of {', '.join(names)}"
+                for case, listed in given.items() for name in listed if name not in (*names, BACKGROUND)]
+    problems += [f"annotated_labels: case '{case}' has no annotated label; leave the case out of the dataset"
+                 for case, listed in given.items() if not set(listed) & set(names)]
+    annotated = {case: tuple(name for name in names if name in listed) for case, listed in given.items()}
+    never = [name for name in names if annotated and manifest.numTraining == len(annotated)
+             and not any(name in listed for listed in annotated.values())]
+    problems += [f"annotated_labels: '{name}' is annotated in no case" for name in never]
+    return {case: listed for case, listed in annotated.items() if len(listed) < len(names)}, problems
 
 
 def _name_problems(labels: dict[str, int]) -> list[str]:
@@ -131,10 +186,6 @@ def _name_problems(labels: dict[str, int]) -> list[str]:
     if labels.get(BACKGROUND, 0) != 0:
         problems.append(f"labels: {BACKGROUND} has value {labels[BACKGROUND]}; 0 was expected. Exchange the values "
                         "in dataset.json and in the label files")
-    if "ignore" in labels:
-        problems.append(f"labels: 'ignore' (value {labels['ignore']}) is not supported yet. "
-                        "Remove it from dataset.json and give its voxels another label, or leave those cases "
-                        "out")
     return problems
 
 

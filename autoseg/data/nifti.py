@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
-from jaxtyping import Float64, Integer, Shaped
+from jaxtyping import Float32, Float64, Integer, Shaped
 
 from autoseg.data.content import Content, Stated, check_file, unreadable
 from autoseg.errors import UserError
@@ -88,6 +88,19 @@ def read_nifti(path: Path) -> Content:
 
 def write_nifti(labels: Integer[np.ndarray, "z y x"], grid: Grid, header: object, path: Path) -> None:
     """Labels as .nii, .nii.gz or a pair: a NIfTI `header`'s geometry bit for bit, else that of `grid`."""
+    array = (labels[0] if grid.is_2d else labels).T
+    _write(array, grid, header, path)
+
+
+def write_channels(
+    channels: Float32[np.ndarray, "channel z y x"], grid: Grid, header: object, path: Path
+) -> None:
+    """Numbers as a 4-D .nii or .nii.gz, (x, y, z, channel), placed as `write_nifti` places labels."""
+    _write(channels.T, grid, header, path)
+
+
+def _write(array: np.ndarray, grid: Grid, header: object, path: Path) -> None:
+    """`array` in the file's axis order."""
     kept = header if isinstance(header, NiftiHeader) else None
     kind = _image_kind(2 if kept is not None and kept.version == 2 else 1, _voxel_path(path) != path)
     fresh = kind.header_class()
@@ -97,10 +110,11 @@ def write_nifti(labels: Integer[np.ndarray, "z y x"], grid: Grid, header: object
         for name, value in kept.fields.items():
             fresh[name] = value
     pixdim = fresh["pixdim"][:4].copy() if kept is None else kept.pixdim
-    array = (labels[0] if grid.is_2d else labels).T
-    fresh.set_data_dtype(labels.dtype)
+    fresh.set_data_dtype(array.dtype)
     fresh.set_data_shape(array.shape)
     fresh["pixdim"][:4] = pixdim
+    if array.ndim > 2 and fresh["pixdim"][3] == 0:  # a 2-D file's header leaves its third axis without a length
+        fresh["pixdim"][3] = 1
     kind(array, None, header=fresh).to_filename(path)
 
 

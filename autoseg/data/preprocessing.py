@@ -266,7 +266,9 @@ def _preprocess_case(case: Case, dataset: Dataset, store: StoreRecord, folder: P
         prepared, labels = prepare_case(loaded, store)
     except UserError as error:  # intensities that a scheme refuses: reported with the other cases' problems
         return CaseProblems(case.id, (f"{case.images[0]}: {error}",))
-    foreground, offsets, counts = sample_foreground(labels, len(store.labels), case.id)
+    foreground, offsets, counts = sample_foreground(
+        labels, len(store.labels), case.id, None if store.ignore is None else len(store.labels)
+    )
     info = _stored_case(case.id, prepared.placement, inputs, counts, offsets)
     write_case(folder, prepared.image, labels, foreground, info, in_slices=store.spacing[0] is None)
     return None

@@ -7,15 +7,15 @@ A store is a folder `run/preprocessed/<configuration>/<hash8>/` with, per case, 
 
 import hashlib
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import blosc2
 import numpy as np
-from jaxtyping import Float32, Int32, Integer
+from jaxtyping import Bool, Float32, Int32, Integer
 from numpy.typing import NDArray
 from scipy.ndimage import find_objects
 
@@ -25,6 +25,8 @@ from autoseg.records import content_hash, read_record, replacing, storage_error,
 from autoseg.schema import StoredCase, StoreRecord
 
 STORE_FILE = "store.json"
+SHARED = {"3d_cascade_fullres": "3d_fullres"}
+"""Configurations that see the cases as another one does."""
 IMAGE_ENDING, LABELS_ENDING, FOREGROUND_ENDING, RECORD_ENDING = (
     ".b2nd", ".labels.b2nd", ".foreground.npy", ".json")  # fmt: skip
 CHUNK_VOXELS = 64**3  # a chunk is about 64 x 64 x 64 voxels, or a part of one slice where patches are 2-D
@@ -38,11 +40,15 @@ USUAL_ROUNDING, LARGEST_ROUNDING = 1e-3, 1e-2  # of a channel's std, for storing
 
 @dataclass(frozen=True)
 class Store:
-    """An open store: its folder, what shaped it, and its cases by identifier."""
+    """An open store: its folder, what shaped it, and its cases by identifier.
+
+    `previous`: of a cascade, by case the first stage's mask on the stored grid (`autoseg.data.previous_masks`).
+    """
 
     folder: Path
     record: StoreRecord
     cases: dict[str, StoredCase]
+    previous: Mapping[str, Path] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -54,18 +60,20 @@ class CaseArrays:
     image : (channel, z, y, x) float16 or float32: blosc2.NDArray (slicing decompresses) or np.ndarray.
     labels : (z, y, x) uint8 or int16, internal labels: likewise.
     foreground : int32 (voxel, 3), rows as `info.foreground_offsets` says; memory-mapped or in memory.
+    previous : of a cascade, the first stage's mask as internal labels, likewise; else None.
     """
 
     image: Any
     labels: Any
     foreground: NDArray[np.int32]
     info: StoredCase
+    previous: Any = None
 
 
 # ---------------------------------------------------------------- opening
 def store_folder(run: Path, configuration: str, record: StoreRecord) -> Path:
-    """Where the store of `record` lies in a run folder."""
-    return run / "preprocessed" / configuration / content_hash(record.facts)
+    """Where the store of `record` lies in a run folder; a cascade shares that of its grid."""
+    return run / "preprocessed" / SHARED.get(configuration, configuration) / content_hash(record.facts)
 
 
 def open_store(folder: Path) -> Store:
@@ -85,6 +93,7 @@ def open_case(store: Store, case_id: str) -> CaseArrays:
         _mapped(store.folder / f"{case_id}{LABELS_ENDING}"),
         np.load(store.folder / f"{case_id}{FOREGROUND_ENDING}", mmap_mode="r", allow_pickle=False),
         info,
+        _mapped(store.previous[case_id]) if case_id in store.previous else None,
     )
 
 
@@ -102,12 +111,14 @@ def open_unlabelled(store: Store, case_id: str) -> CaseArrays:
 
 def in_memory(mapped: CaseArrays) -> CaseArrays:
     """The arrays of an opened case, decompressed into memory (types as stored)."""
-    return CaseArrays(mapped.image[:], mapped.labels[:], np.array(mapped.foreground), mapped.info)
+    previous = None if mapped.previous is None else mapped.previous[:]
+    return CaseArrays(mapped.image[:], mapped.labels[:], np.array(mapped.foreground), mapped.info, previous)
 
 
 def array_bytes(case: CaseArrays) -> int:
-    """Bytes that an opened case's image and labels take in memory once decompressed."""
-    return sum(int(np.prod(array.shape)) * array.dtype.itemsize for array in (case.image, case.labels))
+    """Bytes that an opened case's voxels take in memory once decompressed."""
+    arrays = [case.image, case.labels, *([] if case.previous is None else [case.previous])]
+    return sum(int(np.prod(array.shape)) * array.dtype.itemsize for array in arrays)
 
 
 def _info(store: Store, case_id: str) -> StoredCase:
@@ -144,7 +155,7 @@ def write_case(
     the folder is not writable.
     """
     _forget(folder, info.id)
-    _write_array(folder / f"{info.id}{LABELS_ENDING}", labels, in_slices)
+    write_array(folder / f"{info.id}{LABELS_ENDING}", labels, in_slices)
     with replacing(folder / f"{info.id}{FOREGROUND_ENDING}") as temporary, temporary.open("wb") as stream:
         np.save(stream, foreground, allow_pickle=False)
     write_image(folder, image, info, in_slices=in_slices)
@@ -156,7 +167,7 @@ def write_image(
     """Write the image of a case, and its record last; as `write_case`, for a case without labels."""
     _forget(folder, info.id)
     half = loses_nothing_in_half(image)
-    _write_array(folder / f"{info.id}{IMAGE_ENDING}", image.astype(np.float16) if half else image, in_slices)
+    write_array(folder / f"{info.id}{IMAGE_ENDING}", image.astype(np.float16) if half else image, in_slices)
     write_record(info, folder / f"{info.id}{RECORD_ENDING}")
 
 
@@ -250,8 +261,11 @@ def chunks_and_blocks(
     return (*leading, *chunk), (*leading, *block)
 
 
-def _write_array(path: Path, array: np.ndarray, in_slices: bool) -> None:
-    """Compressed in memory first, so that a full disk shows as an OSError from one plain write."""
+def write_array(path: Path, array: np.ndarray, in_slices: bool) -> None:
+    """Write an array (…, z, y, x) atomically; UserError when the disk is full.
+
+    Compressed in memory first, so that a full disk shows as an OSError from one plain write.
+    """
     chunks, blocks = chunks_and_blocks(array.shape, array.dtype.itemsize, in_slices=in_slices)
     # Tried on MR, CT and labels: LZ4 writes five times faster than LZ4HC for a tenth more bytes, and reads
     # twice as fast as ZSTD; bits of labels are mostly constant, bits of noisy intensities are not.
@@ -264,7 +278,7 @@ def _write_array(path: Path, array: np.ndarray, in_slices: bool) -> None:
 
 # ---------------------------------------------------------------- foreground
 def sample_foreground(
-    labels: Integer[np.ndarray, "z y x"], label_count: int, case_id: str
+    labels: Integer[np.ndarray, "z y x"], label_count: int, case_id: str, ignore: int | None = None
 ) -> tuple[NDArray[np.int32], tuple[int, ...], tuple[int, ...]]:
     """Voxels around which training may centre patches, the same for the same case at every run.
 
@@ -274,6 +288,7 @@ def sample_foreground(
     Parameters
     ----------
     label_count : labels 0 … label_count − 1 exist; 0 is background.
+    ignore : the internal ignore label; then the last rows are voxels of all other labels, background included.
 
     Returns
     -------
@@ -290,19 +305,27 @@ def sample_foreground(
         if box is None:
             found, kept = 0, np.empty((0, 3), np.int32)
         else:
-            inside = labels[box]
-            flat = np.flatnonzero(inside == label)
-            found = len(flat)
-            if found > FOREGROUND_VOXELS_PER_LABEL:
-                flat = np.sort(rng.choice(flat, FOREGROUND_VOXELS_PER_LABEL, replace=False, shuffle=False))
-            corner = [side.start for side in box]
-            kept = (np.stack(np.unravel_index(flat, inside.shape), axis=1) + corner).astype(np.int32)
+            found, kept = _some_voxels(labels[box] == label, [side.start for side in box], rng)
         rows.append(kept)
         counts.append(found)
+    known = int(labels.size) if ignore is None else int(np.count_nonzero(labels != ignore))
+    if ignore is not None:
+        rows.append(_some_voxels(labels != ignore, (0, 0, 0), rng)[1])
     offsets = np.cumsum([0, *(len(kept) for kept in rows)])
     foreground = np.concatenate(rows) if rows else np.empty((0, 3), np.int32)
     return (
         foreground,
         tuple(int(offset) for offset in offsets),
-        (int(labels.size) - sum(counts), *counts),
+        (known - sum(counts), *counts),
     )
+
+
+def _some_voxels(
+    mask: Bool[np.ndarray, "z y x"], corner: Sequence[int], rng: np.random.Generator
+) -> tuple[int, NDArray[np.int32]]:
+    """How many voxels a mask has, and at most 10,000 of them by position; `corner`: the mask's place in the case."""
+    flat = np.flatnonzero(mask)
+    found = len(flat)
+    if found > FOREGROUND_VOXELS_PER_LABEL:
+        flat = np.sort(rng.choice(flat, FOREGROUND_VOXELS_PER_LABEL, replace=False, shuffle=False))
+    return found, (np.stack(np.unravel_index(flat, mask.shape), axis=1) + corner).astype(np.int32)

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from autoseg.data.content import unlistable
+from autoseg.data.probability_files import PROBABILITIES
 from autoseg.data.volume import SUPPORTED_ENDINGS, ending_of
 from autoseg.errors import UserError, all_of
 
@@ -45,6 +46,14 @@ def pair_files(predictions: Path, references: Path | Mapping[str, Path]) -> tupl
     return tuple(FilePair(name, ours[name], theirs[name]) for name in sorted(theirs))
 
 
+def _beside_a_mask(path: Path) -> bool:
+    """Whether these are the probabilities that `predict --save-probabilities` wrote beside a mask."""
+    if not path.name.endswith(PROBABILITIES):
+        return False
+    case = path.name.removesuffix(PROBABILITIES)
+    return any(path.with_name(f"{case}{ending}").is_file() for ending in SUPPORTED_ENDINGS)
+
+
 def _label_files(folder: Path) -> dict[str, Path]:
     if not folder.is_dir():
         raise UserError(f"{folder} is not a folder. Give the folder that holds the label files.")
@@ -61,6 +70,7 @@ def _label_files(folder: Path) -> dict[str, Path]:
             f"{folder} holds no label files; files ending in {', '.join(sorted(SUPPORTED_ENDINGS))} "
             "were expected."
         )
+    files = [path for path in files if not _beside_a_mask(path)]
     named: dict[str, Path] = {}
     doubles = []
     for path in files:

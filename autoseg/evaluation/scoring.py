@@ -15,6 +15,7 @@ from autoseg.data.volume import Volume, read_labels, volume_differences
 from autoseg.errors import UserError, all_of
 from autoseg.evaluation.metrics import dice, hd95, nsd, surface_distances, volume_ml
 from autoseg.evaluation.pairing import FilePair, pair_files
+from autoseg.labelling import Labelled
 from autoseg.schema import CaseScores, LabelScores, MeanScores, ScorePolicy, Scores
 
 Labels = Integer[np.ndarray, "z y x"]
@@ -43,29 +44,33 @@ TWO_MM = Tolerance()
 def score_folders(
     predictions: Path,
     references: Path | Mapping[str, Path],
-    labels: Mapping[str, int] | None = None,
+    labels: Labelled | None = None,
     *,
     tolerance: Tolerance = TWO_MM,
     workers: int = 1,
+    annotated: Mapping[str, tuple[str, ...]] | None = None,
 ) -> Scores:
     """`score_files` for the partners that `pair_files` finds."""
-    return score_files(pair_files(predictions, references), labels, tolerance=tolerance, workers=workers)
+    pairs = pair_files(predictions, references)
+    return score_files(pairs, labels, tolerance=tolerance, workers=workers, annotated=annotated)
 
 
 def score_files(
     pairs: Sequence[FilePair],
-    labels: Mapping[str, int] | None = None,
+    labels: Labelled | None = None,
     *,
     tolerance: Tolerance = TWO_MM,
     workers: int = 1,
+    annotated: Mapping[str, tuple[str, ...]] | None = None,
 ) -> Scores:
     """Scores of every pair, cases in parallel, and their means.
 
-    `labels`: name → value in the files (0 is background and not scored); None: every value that occurs,
-    called `label_<value>`. Raises one UserError for all cases whose files cannot be read, lie on different
-    grids or hold values that `labels` does not name.
+    `labels`: what the values mean; None: every value that occurs is a label, called `label_<value>`. `annotated`: of
+    the cases in which not everything is annotated, the names that are; only these are scored there. Raises one
+    UserError for all cases whose files cannot be read, lie on different grids or hold values that `labels` does not
+    name.
     """
-    score = partial(score_pair, labels=None if labels is None else dict(labels), tolerance=tolerance)
+    score = partial(score_pair, labels=labels, tolerance=tolerance, annotated=annotated or {})
     outcomes = map_cases(score, list(pairs), workers, "evaluate")
     problems = [outcome for outcome in outcomes if isinstance(outcome, str)]
     if problems:
@@ -75,11 +80,13 @@ def score_files(
             "Prediction and reference must be label files on one grid, with declared values.",
         )
     cases = [outcome for outcome in outcomes if isinstance(outcome, CaseScores)]
-    names = _names_found(cases) if labels is None else tuple(_foreground(labels))
+    names = _names_found(cases) if labels is None else tuple(labels.foreground)
     return summarize(cases, names, tolerance)
 
 
-def score_pair(pair: FilePair, labels: Mapping[str, int] | None, tolerance: Tolerance) -> CaseScores | str:
+def score_pair(
+    pair: FilePair, labels: Labelled | None, tolerance: Tolerance, annotated: Mapping[str, tuple[str, ...]]
+) -> CaseScores | str:
     """Read and score one case; what is wrong with it, as a line, when it cannot be scored."""
     try:
         prediction, reference = read_labels(pair.prediction), read_labels(pair.reference)
@@ -88,7 +95,8 @@ def score_pair(pair: FilePair, labels: Mapping[str, int] | None, tolerance: Tole
     if differences := volume_differences(prediction, reference):
         return f"{pair.prediction} against {pair.reference}: {'; '.join(differences)}"
     if labels is None:
-        labels = {f"label_{value}": value for value in _values(prediction, reference)}
+        labels = Labelled(labels={"background": 0} | {f"label_{value}": value
+                                                      for value in _values(prediction, reference)})
     elif problems := _unnamed_values(pair, prediction, reference, labels):
         return problems
     return score_case(
@@ -98,6 +106,7 @@ def score_pair(pair: FilePair, labels: Mapping[str, int] | None, tolerance: Tole
         reference.grid.spacing,
         labels=labels,
         tolerance=tolerance,
+        names=annotated.get(pair.id),
     )
 
 
@@ -107,36 +116,51 @@ def score_case(
     reference: Labels,
     spacing: Sequence[float],
     *,
-    labels: Mapping[str, int],
+    labels: Labelled,
     tolerance: Tolerance,
+    names: Sequence[str] | None = None,
 ) -> CaseScores:
-    """Scores of every foreground label in one case.
+    """Scores of every label, or region, in one case.
 
     Parameters
     ----------
-    prediction, reference : labels as they stand in files, (z, y, x), on one grid; no values but those named.
+    prediction, reference : labels as they stand in files, (z, y, x), on one grid; no values but those declared.
     spacing : mm along (z, y, x).
-    labels : name → value in the files; the value 0 is background and not scored.
+    labels : what the values mean. A voxel that the reference ignores is in no mask, neither predicted nor referred to.
+    names : those to score; None: all.
     """
-    foreground = _foreground(labels)
-    values = (0, *foreground.values())
+    if labels.ignore is not None:
+        ignored = reference == labels.ignore
+        prediction, reference = np.where(ignored, 0, prediction), np.where(ignored, 0, reference)
+    values = tuple(labels.labels.values())
     ours, theirs = to_internal(prediction, values), to_internal(reference, values)
     # One pass over each volume finds where every label lies; the rest happens inside those boxes.
-    boxes = zip(find_objects(ours, len(foreground)), find_objects(theirs, len(foreground)), strict=True)
+    found = (find_objects(ours, len(values) - 1), find_objects(theirs, len(values) - 1))
     scores = {}
-    for internal, (name, found) in enumerate(zip(foreground, boxes, strict=True), start=1):
-        box = _united([one for one in found if one is not None], ours.shape)
+    for (name, _), members in zip(labels.foreground.items(), labels.members, strict=True):
+        if names is not None and name not in names:
+            continue
+        boxes = [one for side in found for member in members if member > 0 and (one := side[member - 1]) is not None]
+        box = _united(boxes, ours.shape)
         scores[name] = _score_label(
-            ours[box] == internal, theirs[box] == internal, spacing, tolerance.of(name)
+            _mask(ours[box], members), _mask(theirs[box], members), spacing, tolerance.of(name)
         )
     return CaseScores(id=case_id, labels=scores)
+
+
+def _mask(internal: Labels, members: Sequence[int]) -> Mask:
+    """Where one of the members is."""
+    mask = internal == members[0]
+    for member in members[1:]:
+        mask |= internal == member
+    return np.asarray(mask)
 
 
 def summarize(cases: Sequence[CaseScores], names: Sequence[str], tolerance: Tolerance) -> Scores:
     """Means over cases per label, and their mean over labels; None is skipped, and remains where all is None.
 
-    A label that a case does not list is in neither of its masks. UserError when `tolerance` names a label
-    that is not among `names`.
+    A label that a case does not list is in neither of its masks, or is not annotated there. UserError when
+    `tolerance` names a label that is not among `names`.
     """
     if unknown := [name for name in tolerance.by_label if name not in names]:
         raise UserError(
@@ -184,10 +208,6 @@ def _mean(values: Iterable[float | None]) -> float | None:
     return sum(defined) / len(defined) if defined else None
 
 
-def _foreground(labels: Mapping[str, int]) -> dict[str, int]:
-    return {name: value for name, value in labels.items() if value != 0}
-
-
 def _names_found(cases: Sequence[CaseScores]) -> tuple[str, ...]:
     names = {name for case in cases for name in case.labels}
     return tuple(sorted(names, key=lambda name: int(name.removeprefix("label_"))))
@@ -206,9 +226,11 @@ def _values(*volumes: Volume) -> list[int]:
     return sorted({int(value) for volume in volumes for value in np.unique(volume.voxels)} - {0})
 
 
-def _unnamed_values(pair: FilePair, prediction: Volume, reference: Volume, labels: Mapping[str, int]) -> str:
+def _unnamed_values(pair: FilePair, prediction: Volume, reference: Volume, labels: Labelled) -> str:
     problems = []
-    for path, volume in ((pair.prediction, prediction), (pair.reference, reference)):
-        if unnamed := [value for value in _values(volume) if value not in labels.values()]:
-            problems.append(f"{path} holds {', '.join(map(str, unnamed))}; the labels are {dict(labels)}")
+    known = tuple(labels.labels.values())
+    # Only a reference may leave voxels out.
+    for path, volume, values in ((pair.prediction, prediction, known), (pair.reference, reference, labels.values)):
+        if unnamed := [value for value in _values(volume) if value not in values]:
+            problems.append(f"{path} holds {', '.join(map(str, unnamed))}; the labels are {labels.labels}")
     return "; ".join(problems)

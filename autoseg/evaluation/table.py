@@ -22,7 +22,7 @@ def format_table(scores: Scores) -> str:
             (name, str(len(found)), *(_mean_and_spread(means, found, score) for score in SCORE_NAMES))
         )
     rows.append(("mean", "", *(_number(getattr(scores.mean, score), score) for score in SCORE_NAMES)))
-    lines = _aligned(rows)
+    lines = aligned(rows)
     rule = "-" * max(len(line) for line in lines)
     return "\n".join([lines[0], rule, *lines[1:-1], rule, lines[-1], *_remarks(scores)])
 
@@ -44,7 +44,8 @@ def _mean_and_spread(means: MeanScores, found: Sequence[LabelScores], score: str
     return f"{mean} ± {_number(statistics.stdev(defined), score)}" if len(defined) > 1 else mean
 
 
-def _aligned(rows: Sequence[tuple[str, ...]]) -> list[str]:
+def aligned(rows: Sequence[tuple[str, ...]]) -> list[str]:
+    """Lines with every column as wide as its widest cell."""
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     return [
         "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows

@@ -8,19 +8,17 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
-import numpy as np
 import torch
-from jaxtyping import Float32
-from torch import nn
 
 from autoseg.data.dataset import Case
 from autoseg.data.labels import to_file_values
-from autoseg.data.preprocessing import Placement, PreparedImage, prepare_image
+from autoseg.data.probability_files import PROBABILITIES
 from autoseg.data.volume import Volume, read_image, write_labels
 from autoseg.errors import UserError, all_of
-from autoseg.inference.decoding import decode_labels
-from autoseg.inference.ensembling import Ensemble, make_ensemble, predict_logits_of
-from autoseg.inference.sliding_window import WindowSettings
+from autoseg.inference.computing import Advance, Prepared, compute_parts, prepare_for
+from autoseg.inference.ensembling import Ensemble, Folds, Member, make_ensembles
+from autoseg.inference.postprocessing import keep_largest_components
+from autoseg.inference.probabilities import Part, segment
 from autoseg.progress import ProgressBar, progress
 from autoseg.records import storage_error, write_json, write_record
 from autoseg.schema import CheckpointInfo, Failure, LabelNames
@@ -30,7 +28,6 @@ logger = logging.getLogger("autoseg")
 READ_AHEAD = 2  # prepared cases that may wait for the network
 WAITING_BYTES = 2 << 30  # logits that may wait to be decoded; one case may always
 WAITING_CASES = 16
-CPU_BATCH_VOXELS = 200_000  # measured: larger batches leave the caches, smaller ones pay per call
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,22 +39,57 @@ class PredictSettings:
     tta : average the logits over all mirrorings that training allowed.
     overlap : of neighboring windows, as a fraction of the patch.
     overwrite : masks that exist are replaced; otherwise they are refused before anything is computed.
+    save_probabilities : `<case>_probabilities.nii.gz` beside every mask; channels as in labels.json: its regions in
+        order, or else its labels, background first.
+    largest_components : what `keep_largest_components` does to every mask: names of labels or regions, and None for
+        all foreground together.
     """
 
     device: torch.device
     tta: bool = True
     overlap: float = 0.5
     overwrite: bool = False
+    save_probabilities: bool = False
+    largest_components: tuple[str | None, ...] = ()
 
 
 @dataclass(frozen=True)
-class _Logits:
-    """What the writing thread needs of a computed case; `like` has lost its voxels."""
+class Destination:
+    """A folder for masks, and the models (positions) whose mean probabilities they are made from."""
+
+    folder: Path
+    models: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class _Predictor:
+    """All that stays the same from case to case."""
+
+    ensembles: tuple[Ensemble, ...]
+    destinations: tuple[Destination, ...]
+    settings: PredictSettings
+
+    @property
+    def info(self) -> CheckpointInfo:
+        """The first model's; labels, channels and the file ending are those of all."""
+        return self.ensembles[0].info
+
+    def paths(self, case: Case) -> tuple[Path, ...]:
+        """A case's masks, one per destination."""
+        return tuple(to.folder / f"{case.id}{self.info.file_ending}" for to in self.destinations)
+
+
+@dataclass(frozen=True)
+class _Computed:
+    """What the writing thread needs of a case; `like` has lost its voxels."""
 
     case: Case
-    logits: Float32[np.ndarray, "class z y x"]
-    placement: Placement
+    parts: tuple[Part, ...]
     like: Volume
+
+    @property
+    def nbytes(self) -> int:
+        return sum(part.logits.nbytes for part in self.parts)
 
 
 @dataclass
@@ -68,8 +100,8 @@ class _Outcome:
     written: list[Path] = field(default_factory=list)
     failures: list[Failure] = field(default_factory=list)
 
-    def succeeded(self, path: Path) -> None:
-        self.written.append(path)
+    def succeeded(self, paths: Sequence[Path]) -> None:
+        self.written.extend(paths)
         self.bar.advance()
 
     def failed(self, failure: Failure) -> None:
@@ -80,15 +112,24 @@ class _Outcome:
 
 def predict_cases(
     cases: Sequence[Case],
-    models: Sequence[tuple[nn.Module, CheckpointInfo]],
+    models: Folds,
     output: Path,
     settings: PredictSettings,
+    previous: Member | None = None,
+) -> tuple[list[Path], list[Failure]]:
+    """`predict_members` with the folds of one model; `previous`: of a cascade, the model whose masks it takes."""
+    return predict_members(cases, [Member(models, previous)], output, settings)
+
+
+def predict_members(
+    cases: Sequence[Case], members: Sequence[Member], output: Path, settings: PredictSettings
 ) -> tuple[list[Path], list[Failure]]:
     """Write `<case id><file ending>` for every case, `labels.json`, and `failures.json` if any case failed.
 
     Parameters
     ----------
-    models : the folds of one model; they are moved to the device and their logits averaged.
+    members : one model, whose folds' logits are averaged; or several, whose probabilities are averaged then.
+        Networks are moved to the device.
 
     Returns
     -------
@@ -97,40 +138,52 @@ def predict_cases(
 
     Raises
     ------
-    UserError : folds that do not fit together, masks that exist (without `overwrite`) or would replace an
-        input, an output folder that cannot be written, a full disk. Masks written before are whole and stay.
+    UserError : models or folds that do not fit together, masks that exist (without `overwrite`) or would replace
+        an input, an output folder that cannot be written, a full disk. Masks written before are whole and stay.
     """
-    ensemble = make_ensemble(models, settings.device, settings.tta)
-    paths = {case.id: output / f"{case.id}{ensemble.info.file_ending}" for case in cases}
-    _refuse_replacing(cases, list(paths.values()), settings.overwrite)
-    write_record(LabelNames(labels=ensemble.info.labels), output / "labels.json")
+    destinations = [Destination(output, tuple(range(len(members))))]
     with progress("predict", len(cases), "cases") as bar:
-        outcome = _Outcome(bar)
-        _predict_overlapped(cases, paths, ensemble, settings, outcome)
-    _write_failures(outcome.failures, output / "failures.json")
+        return predict_into(cases, members, destinations, settings, bar)
+
+
+def predict_into(
+    cases: Sequence[Case],
+    members: Sequence[Member],
+    destinations: Sequence[Destination],
+    settings: PredictSettings,
+    bar: ProgressBar,
+) -> tuple[list[Path], list[Failure]]:
+    """As `predict_members`, into several folders at once: every model sees a case once, however many share it.
+
+    `bar` counts cases.
+    """
+    ensembles = make_ensembles(members, settings.device, settings.tta)
+    predictor = _Predictor(ensembles, tuple(destinations), settings)
+    _refuse_replacing(cases, [path for case in cases for path in predictor.paths(case)], settings.overwrite)
+    info = predictor.info
+    for to in destinations:
+        names = LabelNames(labels=info.labels, regions=info.regions, ignore=info.ignore)
+        write_record(names, to.folder / "labels.json")
+    outcome = _Outcome(bar)
+    _predict_overlapped(cases, predictor, outcome)
+    for to in destinations:
+        write_failures(outcome.failures, to.folder / "failures.json")
     return sorted(outcome.written), sorted(outcome.failures, key=lambda failure: failure.id)
 
 
-def _predict_overlapped(
-    cases: Sequence[Case],
-    paths: dict[str, Path],
-    ensemble: Ensemble,
-    settings: PredictSettings,
-    outcome: _Outcome,
-) -> None:
+def _predict_overlapped(cases: Sequence[Case], predictor: _Predictor, outcome: _Outcome) -> None:
     """Read ahead in a thread, compute in this one, decode and write behind in another, in bounded memory."""
-    waiting: deque[tuple[_Logits, Future[Path]]] = deque()
+    waiting: deque[tuple[_Computed, Future[tuple[Path, ...]]]] = deque()
     with ThreadPoolExecutor(1) as reader, ThreadPoolExecutor(1) as writer:
-        for case, reading in _read_ahead(reader, cases, partial(_read, info=ensemble.info)):
+        for case, reading in _read_ahead(reader, cases, partial(_read, ensembles=predictor.ensembles)):
             try:
-                computed = _compute(case, *reading.result(), ensemble, settings, outcome.bar)
+                computed = _compute(case, *reading.result(), predictor, outcome.bar)
             except (UserError, OSError, MemoryError, RuntimeError) as error:
                 outcome.failed(_failure(case, error))
                 continue
             finally:
                 del reading  # it holds the image
-            writing = writer.submit(_decode_and_write, computed, ensemble.info, paths[case.id])
-            waiting.append((computed, writing))
+            waiting.append((computed, writer.submit(_decode_and_write, computed, predictor)))
             del computed
             while waiting and (waiting[0][1].done() or _too_much(waiting)):
                 _finish(*waiting.popleft(), outcome)
@@ -139,10 +192,10 @@ def _predict_overlapped(
 
 
 def _read_ahead(
-    reader: ThreadPoolExecutor, cases: Sequence[Case], read: Callable[[Case], tuple[Volume, PreparedImage]]
-) -> Iterator[tuple[Case, Future[tuple[Volume, PreparedImage]]]]:
+    reader: ThreadPoolExecutor, cases: Sequence[Case], read: Callable[[Case], tuple[Volume, Prepared]]
+) -> Iterator[tuple[Case, Future[tuple[Volume, Prepared]]]]:
     """The cases in order, each with its image being read; at most `READ_AHEAD` beyond the last one taken."""
-    ahead: deque[tuple[Case, Future[tuple[Volume, PreparedImage]]]] = deque()
+    ahead: deque[tuple[Case, Future[tuple[Volume, Prepared]]]] = deque()
     for case in cases:
         ahead.append((case, reader.submit(read, case)))
         if len(ahead) > READ_AHEAD:
@@ -151,53 +204,46 @@ def _read_ahead(
         yield ahead.popleft()
 
 
-def _read(case: Case, info: CheckpointInfo) -> tuple[Volume, PreparedImage]:
-    volume = read_image(case.images, len(info.channel_names))
-    prepared = prepare_image(volume, info.store)
+def _read(case: Case, ensembles: Sequence[Ensemble]) -> tuple[Volume, Prepared]:
+    volume = read_image(case.images, len(ensembles[0].info.channel_names))
+    prepared = prepare_for(volume, ensembles)
     return replace(volume, voxels=volume.voxels[:, :0, :0, :0].copy()), prepared
 
 
-def _compute(
-    case: Case,
-    like: Volume,
-    prepared: PreparedImage,
-    ensemble: Ensemble,
-    settings: PredictSettings,
-    bar: ProgressBar,
-) -> _Logits:
-    def advance(done: int, total: int) -> None:
-        bar.advance(0, f"{case.id}: window {done} of {total}")
-
-    image = torch.from_numpy(prepared.image)
-    logits = predict_logits_of(ensemble, image, _window_settings(ensemble, settings), advance)
-    return _Logits(case, logits.cpu().numpy(), prepared.placement, like)
+def _compute(case: Case, like: Volume, prepared: Prepared, predictor: _Predictor, bar: ProgressBar) -> _Computed:
+    settings = predictor.settings
+    parts = compute_parts(prepared, predictor.ensembles, settings.device, settings.overlap, _advance(case, bar))
+    return _Computed(case, parts, like)
 
 
-def _window_settings(ensemble: Ensemble, settings: PredictSettings) -> WindowSettings:
-    """The CPU computes in float32; CUDA in float16, as nnU-Net, in batches as large as training's."""
-    network = ensemble.info.network
-    on_cuda = settings.device.type == "cuda"
-    return WindowSettings(
-        device=settings.device,
-        precision=torch.float16 if on_cuda else torch.float32,
-        overlap=settings.overlap,
-        batch_voxels=network.batch_size * int(np.prod(network.patch_shape)) if on_cuda else CPU_BATCH_VOXELS,
-    )
+def _advance(case: Case, bar: ProgressBar) -> Advance:
+    def advance(model: str, done: int, total: int) -> None:
+        bar.advance(0, f"{case.id}: {model}, window {done} of {total}")
+
+    return advance
 
 
-def _decode_and_write(computed: _Logits, info: CheckpointInfo, path: Path) -> Path:
-    internal = decode_labels(computed.logits, computed.placement)
-    write_labels(to_file_values(internal, tuple(info.labels.values())), computed.like, path)
-    return path
+def _decode_and_write(computed: _Computed, predictor: _Predictor) -> tuple[Path, ...]:
+    """The masks of one case; a mask comes last, so that whatever has one is whole."""
+    info, settings = predictor.info, predictor.settings
+    paths = predictor.paths(computed.case)
+    for to, path in zip(predictor.destinations, paths, strict=True):
+        parts = [computed.parts[model] for model in to.models]
+        beside = to.folder / f"{computed.case.id}{PROBABILITIES}" if settings.save_probabilities else None
+        internal = segment(parts, info, computed.like, beside)
+        mask = to_file_values(internal, tuple(info.labels.values()))
+        mask = keep_largest_components(mask, info, settings.largest_components)
+        write_labels(mask, computed.like, path)
+    return paths
 
 
-def _too_much(waiting: Sequence[tuple[_Logits, Future[Path]]]) -> bool:
-    size = sum(computed.logits.nbytes for computed, _ in waiting)
+def _too_much(waiting: Sequence[tuple[_Computed, Future[tuple[Path, ...]]]]) -> bool:
+    size = sum(computed.nbytes for computed, _ in waiting)
     return len(waiting) > WAITING_CASES or (len(waiting) > 1 and size > WAITING_BYTES)
 
 
-def _finish(computed: _Logits, writing: Future[Path], outcome: _Outcome) -> None:
-    """Wait for one mask; a write that fails would fail for the other cases too, so that error goes on."""
+def _finish(computed: _Computed, writing: Future[tuple[Path, ...]], outcome: _Outcome) -> None:
+    """Wait for a case's masks; a write that fails would fail for the other cases too, so that error goes on."""
     try:
         outcome.succeeded(writing.result())
     except MemoryError as error:
@@ -229,7 +275,8 @@ def _refuse_replacing(cases: Sequence[Case], paths: Sequence[Path], overwrite: b
                      "Give --overwrite to replace them, or choose another output folder.")
 
 
-def _write_failures(failures: Sequence[Failure], path: Path) -> None:
+def write_failures(failures: Sequence[Failure], path: Path) -> None:
+    """Write failures.json, or remove an older one where nothing failed."""
     if failures:
         write_json([failure.model_dump(mode="json") for failure in failures], path)
         return

@@ -1,11 +1,15 @@
-"""Which trained models a run folder holds, and which of them a user means."""
+"""Which trained models a run folder holds, which of them a user means, and their networks."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
+from torch import nn
+
 from autoseg.errors import UserError, all_of
-from autoseg.networks.checkpoint import MODEL_NAME, WEIGHTS_NAME
+from autoseg.inference.ensembling import Member
+from autoseg.networks.checkpoint import MODEL_NAME, WEIGHTS_NAME, read_model
+from autoseg.schema import CheckpointInfo, PreviousStage
 
 FOLD_PREFIX = "fold_"
 ALL_FOLD = "all"
@@ -19,6 +23,11 @@ class TrainedModel:
     configuration: str
     folds: tuple[str, ...]
     folder: Path
+
+    @property
+    def run(self) -> Path:
+        """The run folder."""
+        return self.folder.parents[2]
 
     def fold_folder(self, fold: str) -> Path:
         """Where the weights of one fold are."""
@@ -83,6 +92,55 @@ def choose_folds(model: TrainedModel, folds: str | None) -> tuple[str, ...]:
         raise UserError(f"--folds {folds}: {what} in {model.folder}; it holds {', '.join(model.folds)}.\n"
                         "Choose among these, or train the others first: autoseg train --fold N.")
     return wanted
+
+
+@dataclass
+class Reader:
+    """Reads models, each fold once: models that share a first stage share its networks."""
+
+    _read: dict[Path, tuple[nn.Module, CheckpointInfo]] = field(default_factory=dict)
+
+    def member(
+        self, model: TrainedModel, folds: Sequence[str], previous_folds: Sequence[str] | None = None
+    ) -> Member:
+        """The networks of these folds and, of a cascade, of its previous stage in the same run folder.
+
+        previous_folds : of the previous stage; None: all that are finished. To validate a fold, only the same fold
+            may be taken: the others have seen its validation cases.
+
+        Raises
+        ------
+        UserError : a file that is absent or damaged; a previous stage, or a fold of it, that is not trained.
+        """
+        read = [self._fold(model.fold_folder(fold)) for fold in folds]
+        needed = read[0][1].previous_stage
+        if needed is None:
+            return Member(read)
+        previous = find_previous(model, needed, previous_folds)
+        return Member(read, self.member(previous, previous_folds or previous.folds, previous_folds))
+
+    def _fold(self, folder: Path) -> tuple[nn.Module, CheckpointInfo]:
+        if folder not in self._read:
+            self._read[folder] = read_model(folder)
+        return self._read[folder]
+
+
+def find_previous(model: TrainedModel, needed: PreviousStage, folds: Sequence[str] | None = None) -> TrainedModel:
+    """The model whose masks a cascade takes.
+
+    Raises
+    ------
+    UserError : it is not trained, or lacks one of `folds`; the message says what to train.
+    """
+    folder = model.run / "models" / needed.name / needed.configuration
+    found = [other for other in list_models(model.run) if other.folder == folder]
+    missing = [fold for fold in folds or () if not found or fold not in found[0].folds]
+    if found and not missing:
+        return found[0]
+    what = f"fold {', '.join(missing)} of it is not trained" if found else "it is not trained"
+    raise UserError(f"{model.folder} takes the masks of {needed.name} ({needed.configuration}), but {what} in "
+                    f"{folder}.\nTrain it first: autoseg train --run {model.run} --name {needed.name} --configuration "
+                    f"{needed.configuration} --fold {missing[0] if missing else 0}")
 
 
 def _in_order(folds: Sequence[str]) -> tuple[str, ...]:

@@ -98,7 +98,7 @@ def to_pretext(session: InitSession) -> PretextNetwork:
     """The planned network with its first weights and pretraining's heads, on the device."""
     plan, network = session.plan, session.network_plan
     channels = len(plan.channel_names)
-    built = build_network(session.architecture, network, channels, len(plan.labels))
+    built = build_network(session.architecture, network, channels, len(plan.outputs))
     shapes = feature_shapes(session.architecture, network, channels)
     heads = PretextNetwork(built, shapes, session.images.means, session.pretext.slabs,
                            reconstructs=session.pretext.mask_ratio > 0)

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -11,6 +12,7 @@ from autoseg.data.volume import files_of
 from autoseg.errors import UserError, all_of
 from autoseg.initialization.record import InitRecord, SeenImage
 from autoseg.initialization.session import input_hash
+from autoseg.initialization.sources import EXPECTED, INIT_NAME
 from autoseg.networks.builder import make_network
 from autoseg.networks.checkpoint import (
     MODEL_NAME,
@@ -20,11 +22,13 @@ from autoseg.networks.checkpoint import (
     save_tensors,
 )
 from autoseg.networks.segmenter import Segmenter
+from autoseg.networks.weight_transfer import NetworkFacts, facts_of, input_names, plan_transfer
 from autoseg.records import file_sha256, read_record, write_record
 from autoseg.schema import ArchitectureName, CheckpointInfo, ConfigurationName, NetworkPlan, OptimizerPlan, StoreRecord
-from autoseg.training.session import FirstWeights
+from autoseg.training.first_weights import FirstWeights, reasons_of
 
-INIT_NAME = "init.json"
+LEAST_SHARE = 0.1
+"""Of a network's numbers: with less, it is drawn weights that are trained, and the name `+init` would mislead."""
 WARMUP_SHARE = 0.05
 """Of a training that begins with first weights, at least: as nnU-Net's trainer for pretrained weights, 50 of 1000
 epochs. The heads are drawn anew; their first gradients would carry the weights away."""
@@ -76,15 +80,16 @@ def read_init(folder: Path, planned: Planned, validation: Sequence[Case]) -> Fir
     return _weights(folder, record.weights_sha256)
 
 
-def read_foreign_weights(folder: Path, planned: Planned, validation: Sequence[Case]) -> FirstWeights:
-    """First weights from a folder that the user names: an `init` folder, or a model's, of any run.
+def read_foreign_weights(folder: Path, planned: Planned, validation: Sequence[Case], wanted: NetworkFacts
+                         ) -> FirstWeights:
+    """What fits of the weights in a folder that the user names: an `init` folder or a model's, of any network.
 
-    Whether every tensor fits is seen when they are put into the network. A plan that differs is said.
+    wanted : of the network to train. A plan that differs is said.
 
     Raises
     ------
-    UserError : no such folder; a file is absent or damaged; pretraining saw images that this fold validates on (their
-        files are compared by hash, whatever their names).
+    UserError : a file is absent or damaged; less than 10 % of the network could be moved; pretraining saw images that
+        this fold validates on (their files are compared by hash, whatever their names).
     """
     if is_finished(folder):
         record = read_record(InitRecord, folder / INIT_NAME)
@@ -94,14 +99,29 @@ def read_foreign_weights(folder: Path, planned: Planned, validation: Sequence[Ca
         if record.plan_hash != input_hash(*planned):
             logger.warning("--init %s: made for another plan (%s); used as you asked", folder,
                            _changes(record, *planned))
-        return _weights(folder, record.weights_sha256)
-    if (folder / MODEL_NAME).is_file():
-        info = read_record(CheckpointInfo, folder / MODEL_NAME)
-        logger.warning("--init %s: a model's weights; whether it was trained on cases that this fold validates on is "
-                       "for you to know", folder)
-        return _weights(folder, info.weights_sha256)
-    raise UserError(f"--init {folder}: holds neither {INIT_NAME} nor {MODEL_NAME}; `auto`, `scratch` or the folder of "
-                    "first weights (init/<name>/<configuration>/fold_<k>) or of a model was expected.")
+        made_for = NetworkFacts(record.architecture, record.network, input_names(record.channel_names), ())
+        return _fitted(_weights(folder, record.weights_sha256), made_for, wanted)
+    if not (folder / MODEL_NAME).is_file():
+        raise UserError(f"--init {folder}: holds neither {INIT_NAME} nor {MODEL_NAME}; {EXPECTED}")
+    info = read_record(CheckpointInfo, folder / MODEL_NAME)
+    logger.warning("--init %s: a model's weights; whether it was trained on cases that this fold validates on is for "
+                   "you to know", folder)
+    return _fitted(_weights(folder, info.weights_sha256), facts_of(info), wanted)
+
+
+def _fitted(first: FirstWeights, made_for: NetworkFacts, wanted: NetworkFacts) -> FirstWeights:
+    """What of a folder's weights fits; UserError where it is next to nothing."""
+    plan = plan_transfer(first.tensors or {}, made_for, wanted)
+    if plan.share < LEAST_SHARE:
+        raise all_of(
+            reasons_of(plan),
+            f"--init {first.source} does not fit this network: {plan.share:.1%} of its weights could be moved, and "
+            f"{LEAST_SHARE:.0%} at least was expected.",
+            f"Train the architecture that the weights are of ({made_for.architecture}, features "
+            f"{', '.join(map(str, made_for.network.topology.features))}; autoseg plan --architecture), name other "
+            "weights, or train from scratch (--init scratch).",
+        )
+    return replace(first, tensors=None, transfer=plan)
 
 
 def refuse_misfit(first: FirstWeights, planned: Planned, channels: int) -> None:

@@ -132,7 +132,7 @@ def read_model(folder: Path) -> tuple[Segmenter, CheckpointInfo]:
     refuse_unsound(info.architecture, info.network, f"{folder / MODEL_NAME}: the", remedy)
     # No memory and no random draws for weights that are replaced at once.
     with torch.device("meta"):
-        network = make_network(info.architecture, info.network, len(info.channel_names), len(info.labels))
+        network = make_network(info.architecture, info.network, info.input_channels, len(info.outputs))
     network.to_empty(device="cpu")
     _assign(network, _parse(content, path), path)
     return network.eval(), info

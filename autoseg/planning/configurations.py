@@ -1,10 +1,11 @@
-"""Which configurations a dataset can have (`2d`, `3d_fullres`, `3d_lowres`), each with grid and network.
+"""Which configurations a dataset can have, each with grid and network.
 
 Rules of nnU-Net v2 (`plan_experiment` of its planner): 3D only where the median case has more than one
-slice; `3d_lowres` where the patch of `3d_fullres` sees less than a quarter of the median case.
+slice; `3d_lowres` where the patch of `3d_fullres` sees less than a quarter of the median case, and then a cascade,
+whose second network is that of `3d_fullres` and gets the masks of `3d_lowres` as channels.
 """
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -24,14 +25,16 @@ from autoseg.planning.patch import (
 )
 from autoseg.planning.spacing import Target
 from autoseg.planning.topology import Numbers
-from autoseg.schema import ConfigurationName, NetworkPlan
+from autoseg.schema import ConfigurationName, ConfigurationPlan, NetworkPlan
 
 SMALLEST_VIEW = 0.25
 """A patch of `3d_fullres` that covers less of the median case than this asks for a `3d_lowres`."""
 SPACING_STEP = 1.03
 SMALLEST_REDUCTION = 2.0
 """`3d_lowres` is dropped where its median case is not at least this many times smaller in voxels."""
-NEXT_STAGE = "3d_cascade_fullres"
+FULLRES: ConfigurationName = "3d_fullres"
+LOWRES: ConfigurationName = "3d_lowres"
+CASCADE: ConfigurationName = "3d_cascade_fullres"
 LOWRES_DICE_REASON = "No batch dice: each sample has its own Dice loss, as in nnU-Net's 3d_lowres."
 
 
@@ -119,6 +122,30 @@ def _network(
     )
 
 
+def with_cascade(
+    configurations: Mapping[ConfigurationName, ConfigurationPlan], labels: int
+) -> dict[ConfigurationName, ConfigurationPlan]:
+    """The configurations with the cascade made, or made anew, from `3d_fullres`, whose decisions it shares.
+
+    `labels`: with background. Without `3d_fullres` or `3d_lowres` there is no cascade.
+    """
+    made = {name: entry for name, entry in configurations.items() if name != CASCADE}
+    if FULLRES not in made or LOWRES not in made:
+        return made
+    channels = "one more channel" if labels == 2 else f"{labels - 1} more channels"
+    reason = (f"A cascade: all as in {FULLRES}, with {channels} of input, the mask of {LOWRES} with one channel per "
+              "foreground label. What they take of the memory is not counted, as in nnU-Net.")
+    networks = {name: network.model_copy(update={"reasons": (*network.reasons, reason)})
+                for name, network in made[FULLRES].networks.items()}
+    return {**made, CASCADE: made[FULLRES].model_copy(update={"networks": networks, "previous_stage": LOWRES})}
+
+
+def with_parts(asked: Sequence[ConfigurationName]) -> tuple[ConfigurationName, ...]:
+    """The configurations and, before a cascade, those that it is made of."""
+    parts = [FULLRES, LOWRES] if CASCADE in asked else []
+    return tuple(dict.fromkeys((*parts, *asked)))
+
+
 def _draft_2d(target: Target, case_count: int, budget: Budget) -> Drafts:
     spacing, median_shape = target.spacing[1:], target.median_shape[1:]
     if obstacle := _too_small(spacing, median_shape, budget):
@@ -136,7 +163,7 @@ def _draft_3d(target: Target, case_count: int, budget: Budget) -> Drafts:
     if not target.has_depth:
         obstacle = "the images have a single slice (median)."
     if obstacle:
-        return Drafts({}, {"3d_fullres": obstacle, "3d_lowres": obstacle})
+        return Drafts({}, {FULLRES: obstacle, LOWRES: obstacle, CASCADE: obstacle})
     patch = fit_patch(spacing, median_shape, budget)
     share = float(np.prod(patch.shape) / np.prod(median_shape))
     lowres = _find_lowres(target, patch, budget)
@@ -146,12 +173,16 @@ def _draft_3d(target: Target, case_count: int, budget: Budget) -> Drafts:
         patch, (spacing, median_shape), float(np.prod(median_shape) * case_count), budget, kept,
         (fullres_dice_reason(kept, share),),
     )
-    possible: dict[ConfigurationName, Draft] = {"3d_fullres": Draft(spacing, median_shape, fullres)}
+    possible: dict[ConfigurationName, Draft] = {FULLRES: Draft(spacing, median_shape, fullres)}
+    obstacle = None
     if lowres is None or not kept:
-        return Drafts(possible, {"3d_lowres": _no_lowres_reason(share, reduction)})
-    if not search_patch(lowres.spacing, lowres.median_shape, budget).buildable:
-        return Drafts(possible, {"3d_lowres": _not_halved(lowres.spacing, lowres.median_shape)})
-    possible["3d_lowres"] = _draft_lowres(lowres, case_count, budget, share)
+        obstacle = _no_lowres_reason(share, reduction)
+    elif not search_patch(lowres.spacing, lowres.median_shape, budget).buildable:
+        obstacle = _not_halved(lowres.spacing, lowres.median_shape)
+    if lowres is None or obstacle is not None:
+        return Drafts(possible, {LOWRES: str(obstacle), CASCADE: str(obstacle)})
+    possible[LOWRES] = _draft_lowres(lowres, case_count, budget, share)
+    possible[CASCADE] = Draft(spacing, median_shape, fullres)
     return Drafts(possible, {})
 
 
@@ -165,7 +196,7 @@ def _draft_lowres(lowres: LowresGrid, case_count: int, budget: Budget, share: fl
     network = plan_network(
         (lowres.spacing, lowres.median_shape), float(lowres.voxels * case_count), budget, False, reasons
     )
-    return Draft(lowres.spacing, lowres.median_shape, network, NEXT_STAGE)
+    return Draft(lowres.spacing, lowres.median_shape, network, CASCADE)
 
 
 def lowres_grid(target: Target, spacing: Numbers) -> LowresGrid:

@@ -60,6 +60,8 @@ def measure(dataset: Dataset, workers: int) -> Fingerprint:
         file_ending=dataset.file_ending,
         channel_names=dataset.channel_names,
         labels=dataset.labels,
+        regions=dataset.regions,
+        ignore=dataset.ignore,
         cases=tuple(one.case for one in facts),
         intensities=tuple(merge_sketches(channel) for channel in zip(*with_foreground, strict=True)),
         median_relative_size_after_cropping=float(np.median(kept)),
@@ -91,7 +93,9 @@ def _facts(loaded: LoadedCase, dataset: Dataset) -> CaseFacts:
     image, grid = loaded.image.voxels, loaded.image.grid
     (z0, z1), (y0, y1), (x0, x1) = nonzero_box(image)
     box = np.s_[z0:z1, y0:y1, x0:x1]
-    counts = _count_labels(loaded.labels, len(dataset.labels))
+    # Voxels of the ignore label, the highest, are in no count and no statistic.
+    counts = _count_labels(loaded.labels, len(dataset.labels) + 1)[: len(dataset.labels)]
+    known = loaded.labels < len(dataset.labels)
     shape, spacing = image.shape[1:], grid.spacing
     return CaseFacts(
         CaseFingerprint(
@@ -104,7 +108,7 @@ def _facts(loaded: LoadedCase, dataset: Dataset) -> CaseFacts:
             class_extents=_label_extents(loaded.labels, dataset.labels),
         ),
         grid.is_2d,
-        sketch_channels(image[:, *box], loaded.labels[box] > 0),
+        sketch_channels(image[:, *box], (loaded.labels[box] > 0) & known[box]),
     )
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 
 from autoseg.errors import UserError
 from autoseg.geometry import Shape
-from autoseg.planning.configurations import fullres_dice_reason, plan_network
+from autoseg.planning.configurations import CASCADE, fullres_dice_reason, plan_network, with_cascade
 from autoseg.planning.fitting import TooLittleMemory
 from autoseg.planning.patch import Budget, readable_shape
 from autoseg.planning.planner import PlanSettings, Request, find_budget
@@ -46,7 +46,8 @@ def refine_plan(  # noqa: PLR0913 (a plan, what it was made from, and how to mea
 
     With `nnunet_parity` patch and batch stay, and the number alone is stored. Otherwise the allowance of
     feature-map values is narrowed down, at most `MOST_MEASUREMENTS` times, to the largest plan, the rule's at most,
-    whose measured memory is within the memory planned for. Other networks and configurations stay as they are.
+    whose measured memory is within the memory planned for. Other networks and configurations stay as they are, but
+    for a cascade, which follows `3d_fullres`.
 
     Raises
     ------
@@ -62,6 +63,8 @@ def refine_plan(  # noqa: PLR0913 (a plan, what it was made from, and how to mea
         configuration = plan.configurations[name]
         networks = {**configuration.networks, scaled.architecture: _finished(measured, scaled, device_name)}
         changed[name] = configuration.model_copy(update={"networks": networks})
+    if CASCADE in plan.configurations:
+        changed = with_cascade(changed, len(plan.labels))
     return plan.model_copy(update={"configurations": changed})
 
 

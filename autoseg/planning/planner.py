@@ -12,12 +12,16 @@ from typing import Literal, get_args
 from autoseg.errors import UserError, all_of
 from autoseg.planning.choice import Candidates, choose_architecture
 from autoseg.planning.configurations import (
+    CASCADE,
+    FULLRES,
+    LOWRES,
     LOWRES_DICE_REASON,
     Draft,
     Drafts,
     draft_configurations,
     lowres_grid,
     plan_network,
+    with_cascade,
 )
 from autoseg.planning.fitting import TooLittleMemory
 from autoseg.planning.memory import find_reference
@@ -94,8 +98,9 @@ def _decide(fingerprint: Fingerprint, settings: PlanSettings) -> Plan:
     target = find_target(fingerprint, nnunet_parity=settings.nnunet_parity)
     request = Request(fingerprint, settings, target, _dimensions(settings.configurations))
     drafts = request.drafts(chosen_architecture(settings))
+    wanted = _asked_for(drafts, settings.configurations)
     normalization, normalization_reason = choose_normalization(fingerprint)
-    sided = find_sided_pairs(name for name, value in fingerprint.labels.items() if value != 0)
+    sided = find_sided_pairs(fingerprint.foreground)
     return Plan(
         dataset=fingerprint.dataset,
         name=fingerprint.name,
@@ -103,6 +108,8 @@ def _decide(fingerprint: Fingerprint, settings: PlanSettings) -> Plan:
         file_ending=fingerprint.file_ending,
         channel_names=fingerprint.channel_names,
         labels=fingerprint.labels,
+        regions=fingerprint.regions,
+        ignore=fingerprint.ignore,
         axes=target.axes,
         left_right_axes=_left_right_axes(fingerprint),
         sided_labels=sided,
@@ -114,7 +121,7 @@ def _decide(fingerprint: Fingerprint, settings: PlanSettings) -> Plan:
             *_absence_reasons(drafts),
             *_side_reasons(fingerprint, sided),
         ),
-        configurations={
+        configurations=_with_cascade({
             name: ConfigurationPlan(
                 spacing=draft.spacing,
                 median_shape=draft.median_shape,
@@ -124,13 +131,15 @@ def _decide(fingerprint: Fingerprint, settings: PlanSettings) -> Plan:
                 networks={choice.architecture: choice.network},
                 next_stage=draft.next_stage,
             )
-            for name, draft in _asked_for(drafts, settings.configurations).items()
-        },
+            for name, draft in wanted.items() if name != CASCADE
+        }, CASCADE in wanted, fingerprint),
     )
 
 
 def add_architecture(plan: Plan, fingerprint: Fingerprint, settings: PlanSettings) -> Plan:
     """The plan with `networks.<architecture>` added or renewed in every configuration and made the default.
+
+    A cascade follows `3d_fullres`, and is added where the plan, from before there were any, has its parts.
 
     Spacing stays that of the plan, because the preprocessed data are shared, and so does the normalization unless the
     settings ask for one (the store is then another one; trained models keep their own record). Where this
@@ -145,7 +154,8 @@ def add_architecture(plan: Plan, fingerprint: Fingerprint, settings: PlanSetting
     if settings.nnunet_parity and (own := own_normalization(plan)):
         raise UserError(f"--nnunet-parity: the plan of this run normalizes by {own}, which nnU-Net does not have.\n"
                         "Leave --nnunet-parity out, or plan into another --run folder.")
-    absent = [name for name in settings.configurations or () if name not in plan.configurations]
+    known = {*plan.configurations, *({CASCADE} if {FULLRES, LOWRES} <= set(plan.configurations) else ())}
+    absent = [name for name in settings.configurations or () if name not in known]
     if absent:
         raise UserError(
             f"the plan does not hold the configuration {', '.join(absent)}; it holds "
@@ -156,14 +166,17 @@ def add_architecture(plan: Plan, fingerprint: Fingerprint, settings: PlanSetting
     request = Request(fingerprint, settings, target, _dimensions(tuple(plan.configurations)))
     configurations = {}
     for name, configuration in plan.configurations.items():
+        if name == CASCADE:
+            continue
         choice = request.choose(name, configuration.spacing)
         configurations[name] = configuration.model_copy(update={
             "networks": {**configuration.networks, choice.architecture: choice.network},
             "architecture": choice.architecture,
             "architecture_reasons": choice.reasons,
         })
+    cascade = CASCADE in plan.configurations or CASCADE in (settings.configurations or (CASCADE,))
     added = plan.model_copy(update={
-        "configurations": configurations,
+        "configurations": _with_cascade(configurations, cascade, fingerprint),
         "memory_target_gib": request.memory_gib,
         "nnunet_parity": settings.nnunet_parity,
     })
@@ -190,6 +203,7 @@ def store_record(plan: Plan, configuration: str) -> StoreRecord:
         spacing=(along_first, in_plane[0], in_plane[1]),
         normalization=planned.normalization,
         labels=plan.labels,
+        ignore=plan.ignore,
     )
 
 
@@ -205,7 +219,7 @@ def find_budget(fingerprint: Fingerprint, architecture: ArchitectureName, settin
     if not 0 < memory_gib < float("inf"):
         raise UserError(f"--memory-gib {memory_gib:g}: a positive number of GiB was expected.\n"
                         "Give the memory of the device that will train, for example 8.")
-    return Budget(architecture, reference, memory_gib, len(fingerprint.labels), settings.nnunet_parity)
+    return Budget(architecture, reference, memory_gib, len(fingerprint.outputs), settings.nnunet_parity)
 
 
 @dataclass(frozen=True)
@@ -296,7 +310,14 @@ def _asked_for(drafts: Drafts, asked: tuple[str, ...] | None) -> dict[Configurat
         raise all_of([f"{name}: {reason}" for name, reason in why_not.items()],
                      "No configuration can be planned for this dataset.",
                      "Provide images with a larger field of view or smaller voxels.")
-    return {name: draft for name, draft in drafts.possible.items() if asked is None or name in asked}
+    wanted = set(drafts.possible) if asked is None else {*asked, *({FULLRES, LOWRES} if CASCADE in asked else ())}
+    return {name: draft for name, draft in drafts.possible.items() if name in wanted}
+
+
+def _with_cascade(
+    configurations: dict[ConfigurationName, ConfigurationPlan], wanted: bool, fingerprint: Fingerprint
+) -> dict[ConfigurationName, ConfigurationPlan]:
+    return with_cascade(configurations, len(fingerprint.labels)) if wanted else configurations
 
 
 def _absence_reasons(drafts: Drafts) -> tuple[str, ...]:

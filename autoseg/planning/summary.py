@@ -14,14 +14,16 @@ from autoseg.schema import ConfigurationPlan, Fingerprint, NetworkPlan, Optimize
 WIDTH = 100
 
 
-def describe_plan(plan: Plan, fingerprint: Fingerprint) -> str:
+def describe_plan(plan: Plan, fingerprint: Fingerprint, about_folds: Sequence[str] = ()) -> str:
     """Dataset facts, decisions for the whole dataset, each configuration; plain text, no last newline."""
     blocks = [
         [f"Dataset {plan.name}  ({plan.dataset})", *_dataset_lines(fingerprint)],
-        ["Decided for the whole dataset", *_bullets(plan.reasons)],
+        ["Decided for the whole dataset", *_bullets((*plan.reasons, *about_folds))],
     ]
     for name, configuration in plan.configurations.items():
         after = f"  (a coarse stage before {configuration.next_stage})" if configuration.next_stage else ""
+        if configuration.previous_stage:
+            after = f"  (after {configuration.previous_stage}, whose masks it takes)"
         blocks.append([f"Configuration {name}{after}", *_configuration_lines(configuration, plan)])
     blocks.append(_closing_lines(plan))
     return "\n\n".join("\n".join(block) for block in blocks)

@@ -100,10 +100,20 @@ def mirror(
     axes: Sequence[tuple[int, ...]],
 ) -> None:
     """Flip each sample's image and labels along its own patch axes, in place."""
+    _flip(image, axes, 2)
+    mirror_labels(labels, axes)
+
+
+def mirror_labels(labels: Integer[Tensor, "sample *patch"], axes: Sequence[tuple[int, ...]]) -> None:
+    """Flip each sample's labels along its own patch axes, in place."""
+    _flip(labels, axes, 1)
+
+
+def _flip(batch: Tensor, axes: Sequence[tuple[int, ...]], first: int) -> None:
+    """Axis 0 of the patch is axis `first` of the batch."""
     for chosen in sorted(set(axes) - {()}):
-        samples = torch.tensor([i for i, own in enumerate(axes) if own == chosen], device=image.device)
-        image.index_copy_(0, samples, image.index_select(0, samples).flip([axis + 2 for axis in chosen]))
-        labels.index_copy_(0, samples, labels.index_select(0, samples).flip([axis + 1 for axis in chosen]))
+        samples = torch.tensor([i for i, own in enumerate(axes) if own == chosen], device=batch.device)
+        batch.index_copy_(0, samples, batch.index_select(0, samples).flip([axis + first for axis in chosen]))
 
 
 def _on_planes(

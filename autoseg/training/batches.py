@@ -1,4 +1,8 @@
-"""From raw samples to a batch on the training device: collate, turn, change intensities, mirror."""
+"""From raw samples to a batch on the training device: collate, turn, change intensities, mirror.
+
+A cascade's previous masks go the way of labels until all is turned and mirrored; then they are made worse and become
+channels of the image.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,6 +14,7 @@ from torch import Tensor
 
 from autoseg.training import augmentation, spatial
 from autoseg.training.draws import SampleDraw
+from autoseg.training.mask_augmentation import change_mask
 from autoseg.training.patches import RawSample, patch_center
 from autoseg.training.placement import as_3d
 
@@ -20,6 +25,7 @@ class Batch:
 
     Attributes
     ----------
+    image : of a cascade, the previous mask's channels follow those of the image: one per foreground label, 0 or 1.
     labels : internal labels 0 … K, uint8 or (more than 256 labels) int16.
     case_ids : the case each sample was drawn from.
     """
@@ -31,13 +37,17 @@ class Batch:
 
 @dataclass(frozen=True)
 class BatchForm:
-    """What all batches of a source have in common; `masked_channels` as in `augmentation.change_intensities`."""
+    """What all batches of a source have in common; `masked_channels` as in `augmentation.change_intensities`.
+
+    `channels`: of the image. `masks`: of a cascade, the foreground labels of its previous stage; else 0.
+    """
 
     patch_shape: tuple[int, ...]
     channels: int
     label_dtype: torch.dtype
     masked_channels: tuple[int, ...]
     device: torch.device
+    masks: int = 0
 
 
 @dataclass(frozen=True)
@@ -47,6 +57,7 @@ class Region:
     image: Float[Tensor, "channel z y x"]
     labels: Integer[Tensor, "z y x"]
     center: tuple[float, ...]
+    previous: Integer[Tensor, "z y x"] | None = None
 
 
 @dataclass(frozen=True)
@@ -58,6 +69,7 @@ class StagedStep:
     image: Float[Tensor, "sample channel *patch"]
     labels: Integer[Tensor, "sample *patch"]
     regions: dict[int, Region]
+    previous: Integer[Tensor, "sample *patch"] | None = None
 
 
 def stage(samples: Sequence[RawSample], form: BatchForm) -> StagedStep:
@@ -66,11 +78,14 @@ def stage(samples: Sequence[RawSample], form: BatchForm) -> StagedStep:
     patch = as_3d(form.patch_shape)
     image = torch.zeros((len(samples), form.channels, *form.patch_shape), pin_memory=pinned)
     labels = torch.zeros((len(samples), *form.patch_shape), dtype=form.label_dtype, pin_memory=pinned)
+    previous = torch.zeros_like(labels, pin_memory=pinned) if form.masks else None
     images, all_labels = image.view(-1, form.channels, *patch).numpy(), labels.view(-1, *patch).numpy()
     regions = {}
     for position, sample in enumerate(samples):
         if sample.draw.matrix is None:
             images[position], all_labels[position] = sample.image, sample.labels
+            if previous is not None and sample.previous is not None:
+                previous[position] = torch.from_numpy(sample.previous).view(form.patch_shape)
         else:
             regions[position] = _region(sample, form, pinned)
     return StagedStep(
@@ -79,6 +94,7 @@ def stage(samples: Sequence[RawSample], form: BatchForm) -> StagedStep:
         image=image,
         labels=labels,
         case_ids=tuple(sample.case_id for sample in samples),
+        previous=previous,
     )
 
 
@@ -87,13 +103,29 @@ def finish(step: StagedStep, form: BatchForm) -> Batch:
     with torch.no_grad(), torch.autocast(form.device.type, enabled=False):
         image = step.image.to(form.device, non_blocking=True)
         labels = step.labels.to(form.device, non_blocking=True)
+        previous = None if step.previous is None else step.previous.to(form.device, non_blocking=True)
         for position, region in step.regions.items():
-            _turn_into(image[position], labels[position], region, step.draws[position])
+            beside = None if previous is None else previous[position]
+            _turn_into(image[position], labels[position], region, step.draws[position], beside)
         intensities = [draw.intensity for draw in step.draws if draw.intensity is not None]
         if intensities:
             augmentation.change_intensities(image, intensities, form.masked_channels)
-        augmentation.mirror(image, labels, [draw.mirror for draw in step.draws])
+        mirrors = [draw.mirror for draw in step.draws]
+        augmentation.mirror(image, labels, mirrors)
+        if previous is not None:
+            augmentation.mirror_labels(previous, mirrors)
+            image = torch.cat([image, mask_channels(previous, step.draws, form.masks)], dim=1)
     return Batch(image=image, labels=labels, case_ids=step.case_ids)
+
+
+def mask_channels(
+    previous: Integer[Tensor, "sample *patch"], draws: Sequence[SampleDraw], masks: int
+) -> Float[Tensor, "sample mask *patch"]:
+    """Every sample's previous mask, changed as drawn, as a channel of zeros and ones per foreground label."""
+    changed = torch.stack([mask if draw.masks is None else change_mask(mask, draw.masks)
+                           for mask, draw in zip(previous, draws, strict=True)])
+    values = torch.arange(1, masks + 1, device=changed.device).view(-1, *[1] * (changed.ndim - 1))
+    return (changed[:, None] == values).float()
 
 
 def _region(sample: RawSample, form: BatchForm, pinned: bool) -> Region:
@@ -104,7 +136,8 @@ def _region(sample: RawSample, form: BatchForm, pinned: bool) -> Region:
     labels = torch.from_numpy(sample.labels.copy()).to(form.label_dtype)
     if pinned:
         image, labels = image.pin_memory(), labels.pin_memory()
-    return Region(image=image, labels=labels, center=center)
+    previous = None if sample.previous is None else torch.from_numpy(sample.previous.copy()).to(form.label_dtype)
+    return Region(image=image, labels=labels, center=center, previous=previous)
 
 
 def _turn_into(
@@ -112,6 +145,7 @@ def _turn_into(
     labels: Integer[Tensor, "*patch"],
     region: Region,
     draw: SampleDraw,
+    previous: Integer[Tensor, "*patch"] | None,
 ) -> None:
     """Interpolate a region at its draw's rotation and scale into one sample of the batch."""
     assert draw.matrix is not None
@@ -125,3 +159,6 @@ def _turn_into(
     planes = region.labels.to(image.device, non_blocking=True).reshape(-1, *region.labels.shape[3 - axes :])
     image.copy_(spatial.resample_image(voxels, coordinates).view(image.shape))
     labels.copy_(spatial.resample_labels(planes, coordinates).view(labels.shape))
+    if previous is not None and region.previous is not None:
+        planes = region.previous.to(image.device, non_blocking=True).reshape(planes.shape)
+        previous.copy_(spatial.resample_labels(planes, coordinates).view(labels.shape))

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from autoseg.training.mask_draws import MaskDraw
 from autoseg.training.placement import rotation_rule
 
 Matrix = tuple[tuple[float, ...], ...]
@@ -41,6 +42,10 @@ class DrawSettings:
     change_intensities : False leaves intensities as they are stored; patches are turned and mirrored all the same.
     is_validation : validation draws come from a stream of their own, so both may use the same seed.
     foreground_fraction : share of a batch that is centered on foreground, rounded as nnU-Net does.
+    process, processes : a batch of `processes` times the source's samples is drawn, and the source gives the part of
+        `process`: of B samples each, B · process and those after it.
+    regions : the labels of each region, where foreground is drawn by region; empty: by label.
+    has_ignore : there is an ignore label: patches are centered on voxels of other labels only.
     """
 
     seed: int
@@ -50,6 +55,10 @@ class DrawSettings:
     change_intensities: bool = True
     is_validation: bool = False
     foreground_fraction: float = 0.33
+    process: int = 0
+    processes: int = 1
+    regions: tuple[tuple[int, ...], ...] = ()
+    has_ignore: bool = False
 
 
 @dataclass(frozen=True)
@@ -92,6 +101,7 @@ class SampleDraw:
     matrix : maps a voxel offset from the patch's center to one in the image, over all three axes or (2 × 2) the
         last two; None leaves the patch unturned.
     mirror : patch axes to flip.
+    masks : of a cascade, changes of the previous stage's mask.
     """
 
     case: int
@@ -99,6 +109,7 @@ class SampleDraw:
     matrix: Matrix | None = None
     intensity: IntensityDraw | None = None
     mirror: tuple[int, ...] = ()
+    masks: MaskDraw | None = None
 
 
 def sample_generator(settings: DrawSettings, step: int, sample: int) -> np.random.Generator:

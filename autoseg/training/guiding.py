@@ -19,8 +19,8 @@ from autoseg.guidance.text_bank import TextBank
 from autoseg.guidance.text_heads import TextHeads, forward_with
 from autoseg.networks.segmenter import FeatureMaps, Segmenter
 from autoseg.schema import NetworkPlan, Plan, TextGuidanceFacts
-from autoseg.training.losses import label_members
 from autoseg.training.settings import TrainSettings
+from autoseg.training.targets import Targets
 
 logger = logging.getLogger("autoseg")
 
@@ -56,7 +56,7 @@ def read_words(
     UserError : the bank is absent or was edited, a label is not in it, or its vectors cannot be arranged as asked.
     """
     bank = open_bank(text_bank)
-    labels = [name for name in plan.labels if plan.labels[name] != 0]
+    labels = list(plan.foreground)
     raw, matched = label_vectors(bank, labels, plan.name, plan.channel_names)
     if prompts is not None and prompts.exists():
         _say_unknown_sentences(bank, dict(zip(labels, matched, strict=True)), prompts)
@@ -90,20 +90,20 @@ def _say_unknown_sentences(bank: TextBank, matched: dict[str, str], prompts: Pat
 class Guide(nn.Module):
     """Alignment of region features with vectors (routes `alignment` and `gram`), or heads made of vectors (`heads`).
 
-    `members`: (region, label) bool, the labels that make up each region; `ignore`: a label value that counts for
-    nothing.
+    `targets` say which labels make up each region (`members`), and which voxels count for nothing (`ignore`).
     """
 
     members: Tensor
 
     def __init__(
-        self, words: Words, network: Segmenter, planned: NetworkPlan, channels: int, settings: TrainSettings, seed: int
-    ) -> None:
+        self, words: Words, network: Segmenter, planned: NetworkPlan, channels: int, settings: TrainSettings, seed: int,
+        targets: Targets,
+    ) -> None:  # fmt: skip
         super().__init__()
-        self.settings, self.ignore = settings.guidance, None
+        self.settings, self.ignore = settings.guidance, targets.ignore
         self.route = settings.text_route
         vectors = torch.from_numpy(words.vectors)
-        self.register_buffer("members", label_members(len(vectors) + 1), persistent=False)
+        self.register_buffer("members", targets.members.clone(), persistent=False)
         self.heads: TextHeads | None = None
         self.alignment: RegionAlignment | None = None
         generator = torch.Generator().manual_seed(seed)
@@ -123,14 +123,21 @@ class Guide(nn.Module):
         return network.logits_of(maps), maps
 
     def loss(
-        self, maps: FeatureMaps | None, labels: Tensor, share: float, other: View | None
-    ) -> tuple[Tensor | None, View | None]:
-        """The weighted loss at `share` of the schedule (None for heads), and the view's regions for the next view."""
+        self, maps: FeatureMaps | None, labels: Tensor, share: float, other: View | None,
+        annotated: Tensor | None = None,
+    ) -> tuple[Tensor | None, View | None]:  # fmt: skip
+        """The weighted loss at `share` of the schedule (None for heads), and the view's regions for the next view.
+
+        annotated : (sample, region) bool; None: every region is annotated in every sample.
+        """
         if self.alignment is None or maps is None:
             return None, None
         features = maps.decoder[self.level]
         with torch.autocast(labels.device.type, enabled=False):
             taken = occupancy(labels, tuple(features.shape[2:]), self.members, self.ignore)
+            if annotated is not None:  # background there may be anything that nobody looked for
+                known = torch.cat([annotated.all(1, keepdim=True), annotated], dim=1)
+                taken = taken * known.view(*known.shape, *[1] * (taken.ndim - 2))
             regions = self.alignment(features.float(), taken)
             loss = regions.embeddings.sum() * 0
             if self.settings.text_weight:

@@ -15,9 +15,9 @@ from autoseg.progress import ProgressBar, progress
 from autoseg.schema import OptimizerPlan
 from autoseg.training.batches import Batch
 from autoseg.training.journal import EpochMetrics
-from autoseg.training.losses import deep_supervision_loss, dice_counts
 from autoseg.training.objective import Objective, Step
 from autoseg.training.optimization import apply_gradients, scheduled_rate, set_rate
+from autoseg.training.processes import ALONE, Processes
 from autoseg.training.settings import TrainSettings
 from autoseg.training.streaming import PatchSource
 
@@ -32,9 +32,9 @@ class TrainingJob:
     """The parts of a training, built by the caller.
 
     `parts`: all that is optimized, the network among it (in plain training the network alone). `objective`: what a
-    step computes. `foreground_names`: label names 1 … K. `precision`: of the forward pass (autocast); losses are
-    float32. `scaler` scales losses for float16 and does nothing otherwise. `optimizer_plan`: what `optimizer` was made
-    from. `seed`: of the layers that draw.
+    step computes. `foreground_names`: of what has a pseudo-Dice. `precision`: of the forward pass (autocast);
+    losses are float32. `scaler` scales losses for float16 and does nothing otherwise. `optimizer_plan`: what
+    `optimizer` was made from. `seed`: of the layers that draw. `processes`: those that train together, each on its part of every batch.
     """
 
     network: Segmenter
@@ -46,11 +46,11 @@ class TrainingJob:
     training: PatchSource
     validation: PatchSource | None
     settings: TrainSettings
-    batch_dice: bool
     foreground_names: tuple[str, ...]
     device: torch.device
     precision: str
     seed: int
+    processes: Processes = ALONE
 
 
 @dataclass
@@ -108,7 +108,8 @@ def run_training(
     ----------
     on_epoch : called with every finished epoch's metrics.
     save : writes a resumable state; called at ends of epochs, every `checkpoint_minutes`, and before an early return.
-    stop : asked after every step with the number of steps done; True ends the training early (False is returned).
+    stop : asked after every step with the number of steps done; True ends the training early (False is returned), in
+        all processes.
     """
     settings = job.settings
     start = time.perf_counter() - state.seconds
@@ -122,8 +123,7 @@ def run_training(
             if state.step % settings.steps_per_epoch == 0:
                 _settle(job, state, pending)
                 on_epoch(_finish_epoch(job, state, start))
-            state.seconds = time.perf_counter() - start
-            stopped = stop(state.step)
+            state.seconds, stopped = job.processes.agree(time.perf_counter() - start, stop(state.step))
             due = state.seconds - saved_at >= 60 * settings.checkpoint_minutes
             if stopped or (due and state.step % settings.steps_per_epoch == 0):
                 _settle(job, state, pending)
@@ -138,20 +138,22 @@ def run_training(
     return True
 
 
-def seed_layers(seed: int, step: int) -> None:
-    """Make what layers draw in a step (dropout, drop path) a function of (seed, step), on every device.
+def seed_layers(seed: int, step: int, process: int = 0) -> None:
+    """Make what layers draw in a step (dropout, drop path) a function of (seed, step, process), on every device.
 
     A resumed training then draws what an uninterrupted one does, without random states in its saved state.
     """
-    mixed = np.random.SeedSequence([seed, _LAYER_STREAM, step]).generate_state(1, np.uint64)[0]
+    origin = [seed, _LAYER_STREAM, step, *[process] * (process > 0)]
+    mixed = np.random.SeedSequence(origin).generate_state(1, np.uint64)[0]
     torch.manual_seed(int(mixed >> np.uint64(1)))
 
 
 def train_step(job: TrainingJob, step: Step, batch: Batch, rate: float) -> Tensor:
-    """One optimizer update at the learning rate `rate`; returns the detached loss."""
-    seed_layers(job.seed, step.number)
+    """One optimizer update at the learning rate `rate`; returns the loss of this process's samples, detached."""
+    seed_layers(job.seed, step.number, job.processes.rank)
     set_rate(job.optimizer, rate)
     loss = job.objective.backward(batch, step)
+    job.processes.average_gradients(job.parts)
     apply_gradients(job.parts, job.optimizer, job.scaler, job.optimizer_plan.gradient_clip)
     return loss
 
@@ -174,7 +176,7 @@ def _settle(job: TrainingJob, state: LoopState, pending: list[Tensor]) -> None:
 
     With float16 a step may overflow: the scaler leaves it out, and so does the mean.
     """
-    fetched = [float(loss) for loss in pending]
+    fetched = job.processes.means(pending)
     pending.clear()
     state.losses.extend(loss for loss in fetched if math.isfinite(loss))
     wrong = [loss for loss in fetched if not math.isfinite(loss)]
@@ -227,10 +229,11 @@ def validate(job: TrainingJob, epoch: int) -> tuple[float | None, dict[str, floa
     for step in range(epoch * steps, (epoch + 1) * steps):
         batch = job.validation.batch(step)
         logits = job.objective.logits(batch.image)
-        losses.append(deep_supervision_loss(logits, batch.labels, job.batch_dice))
-        counts += dice_counts(logits[0], batch.labels).double().cpu()
+        losses.append(job.objective.aim.loss(logits, batch))
+        counts += job.objective.aim.counts(logits[0], batch).double().cpu()
     job.network.train()
-    return float(torch.stack(losses).mean()), _dice_of(counts, job.foreground_names)
+    [loss] = job.processes.means([torch.stack(losses).mean()])
+    return loss, _dice_of(job.processes.sum(counts), job.foreground_names)
 
 
 def _dice_of(counts: Tensor, names: tuple[str, ...]) -> dict[str, float | None]:

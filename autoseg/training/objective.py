@@ -25,7 +25,8 @@ from autoseg.domains.saliency import fuse, saliency_map
 from autoseg.domains.style_contrast import ContentStyle, Gate, gate
 from autoseg.networks.segmenter import Segmenter
 from autoseg.training.batches import Batch
-from autoseg.training.losses import deep_supervision_loss
+from autoseg.training.losses import deep_supervision_loss, dice_counts
+from autoseg.training.targets import Targets
 
 if TYPE_CHECKING:
     from autoseg.training.guiding import Guide, View
@@ -46,6 +47,24 @@ class Step:
     share: float
 
 
+@dataclass(frozen=True)
+class Aim:
+    """What the segmentation loss compares with, and whether its Dice is that of the whole batch."""
+
+    targets: Targets
+    batch_dice: bool
+
+    def loss(self, logits: Sequence[Tensor], batch: Batch) -> Tensor:
+        """Of the logits of every level, finest first."""
+        annotated = self.targets.annotated_in(batch.case_ids, batch.labels.device)
+        return deep_supervision_loss(logits, batch.labels, self.batch_dice, self.targets, annotated)
+
+    def counts(self, logits: Tensor, batch: Batch) -> Tensor:
+        """`dice_counts` of the finest level's logits."""
+        annotated = self.targets.annotated_in(batch.case_ids, batch.labels.device)
+        return dice_counts(logits, batch.labels, self.targets, annotated)
+
+
 class TrainedParts(nn.Module):
     """All that one training optimizes: the network, and what guides it or generates its views (or nothing).
 
@@ -61,16 +80,17 @@ class Objective:
     """Plain training: one view, the batch as it is.
 
     `precision` : of the forward passes (autocast); losses are float32. `scaler`: scales losses for float16.
+    `process` : which part of the whole batch the batches are (`DrawSettings.process`).
     """
 
-    def __init__(self, network: Segmenter, guide: "Guide | None", batch_dice: bool, seed: int) -> None:
-        self.network, self.guide, self.batch_dice, self.seed = network, guide, batch_dice, seed
-        self.precision = "float32"
+    def __init__(self, network: Segmenter, guide: "Guide | None", aim: Aim, seed: int) -> None:
+        self.network, self.guide, self.aim, self.seed = network, guide, aim, seed
+        self.precision, self.process = "float32", 0
         self.scaler = torch.amp.GradScaler("cpu", enabled=False)
 
     def backward(self, batch: Batch, step: Step) -> Tensor:
         """Add the gradients of the step's loss to the parameters; returns the loss, detached."""
-        return self._over_views((batch.image,), batch.labels, step)
+        return self._over_views((batch.image,), batch, step)
 
     def logits(self, image: Tensor) -> list[Tensor]:
         """Logits of every level, as in training."""
@@ -82,21 +102,22 @@ class Objective:
     def close(self) -> None:
         """Take hooks off the network."""
 
-    def _loss(self, image: Tensor, labels: Tensor, step: Step, other: "View | None") -> "tuple[Tensor, View | None]":
+    def _loss(self, image: Tensor, batch: Batch, step: Step, other: "View | None") -> "tuple[Tensor, View | None]":
         """Loss of one view, and the guide's regions in it; `other`: those of another view of the same patches."""
         if self.guide is None:
-            return deep_supervision_loss(self.logits(image), labels, self.batch_dice), None
+            return self.aim.loss(self.logits(image), batch), None
         with self._autocast(image):
             logits, maps = self.guide.forward(self.network, image)
-        loss = deep_supervision_loss(logits, labels, self.batch_dice)
-        extra, view = self.guide.loss(maps, labels, step.share, other)
+        loss = self.aim.loss(logits, batch)
+        annotated = self.aim.targets.annotated_in(batch.case_ids, image.device)
+        extra, view = self.guide.loss(maps, batch.labels, step.share, other, annotated)
         return (loss if extra is None else loss + extra), view
 
-    def _over_views(self, images: Sequence[Tensor], labels: Tensor, step: Step) -> Tensor:
+    def _over_views(self, images: Sequence[Tensor], batch: Batch, step: Step) -> Tensor:
         """Add the gradients of the mean loss over views of the same patches, one view after the other."""
-        total, other = torch.zeros((), device=labels.device), None
+        total, other = torch.zeros((), device=batch.labels.device), None
         for image in images:
-            loss, other = self._loss(image, labels, step, other)
+            loss, other = self._loss(image, batch, step, other)
             self._after_forward()
             total = total + self._add_gradients(loss, len(images))
         return total
@@ -113,30 +134,31 @@ class Objective:
         return torch.autocast(image.device.type, DTYPES[self.precision], enabled=self.precision != "float32")
 
     def _chances(self, step: Step, samples: int, stream: int = _VIEW_STREAM) -> list[np.random.Generator]:
-        """One source of chance per sample: a function of (seed, step, sample)."""
-        return [np.random.default_rng([self.seed, stream, step.number, sample]) for sample in range(samples)]
+        """One source of chance per sample: a function of (seed, step, sample); of all processes' samples."""
+        numbers = range(self.process * samples, (self.process + 1) * samples)
+        return [np.random.default_rng([self.seed, stream, step.number, sample]) for sample in numbers]
 
 
 class RandomConvolution(Objective):
     """GIN: every patch is filtered by random convolutions; with two views, both blends, one after the other."""
 
-    def __init__(self, network: Segmenter, guide: "Guide | None", batch_dice: bool, seed: int, views: int) -> None:
-        super().__init__(network, guide, batch_dice, seed)
+    def __init__(self, network: Segmenter, guide: "Guide | None", aim: Aim, seed: int, views: int) -> None:
+        super().__init__(network, guide, aim, seed)
         self.settings = RandomConvolutionSettings(views=views)
 
     def backward(self, batch: Batch, step: Step) -> Tensor:
         """As `Objective.backward`."""
         with torch.no_grad():
             images = random_convolution_views(batch.image, self._chances(step, len(batch.image)), self.settings)
-        return self._over_views(images, batch.labels, step)
+        return self._over_views(images, batch, step)
 
 
 class LocationScale(Objective):
     """SLAug: a global view; then the local view, in its place where the first view's gradient is small."""
 
-    def __init__(self, network: Segmenter, guide: "Guide | None", batch_dice: bool, seed: int, members: Tensor) -> None:
-        super().__init__(network, guide, batch_dice, seed)
-        self.settings, self.members = LocationScaleSettings(), members
+    def __init__(self, network: Segmenter, guide: "Guide | None", aim: Aim, seed: int) -> None:
+        super().__init__(network, guide, aim, seed)
+        self.settings = LocationScaleSettings()
 
     def backward(self, batch: Batch, step: Step) -> Tensor:
         """As `Objective.backward`."""
@@ -145,15 +167,15 @@ class LocationScale(Objective):
             unit, body = unit_and_body(batch.image)
             mild = global_view(unit, body, self._chances(step, samples), self.settings)
         first = (mild * SPAN).requires_grad_()
-        loss, view = self._loss(first, batch.labels, step, None)
+        loss, view = self._loss(first, batch, step, None)
         total = self._add_gradients(loss, 2)
         assert first.grad is not None
         with torch.no_grad():
             saliency = saliency_map(first.grad, self._cells(tuple(mild.shape[2:])))
-            classes = class_masks(batch.labels, self.members, None)
+            classes = class_masks(batch.labels, self.aim.targets.members, self.aim.targets.ignore)
             strong = local_view(unit, body, classes, self._chances(step, samples, _LOCAL_STREAM), self.settings)
             second = fuse(mild, strong, saliency) * SPAN
-        loss, _ = self._loss(second, batch.labels, step, view)
+        loss, _ = self._loss(second, batch, step, view)
         return total + self._add_gradients(loss, 2)
 
     def _cells(self, patch: tuple[int, ...]) -> tuple[int, ...]:
@@ -165,9 +187,9 @@ class StyleContrast(Objective):
     """CCSDG: the patch, its low-frequency and its location-scale view; only the first layer's content goes on."""
 
     def __init__(
-        self, network: Segmenter, guide: "Guide | None", batch_dice: bool, seed: int, style: ContentStyle
+        self, network: Segmenter, guide: "Guide | None", aim: Aim, seed: int, style: ContentStyle
     ) -> None:
-        super().__init__(network, guide, batch_dice, seed)
+        super().__init__(network, guide, aim, seed)
         self.settings, self.style = LocationScaleSettings(), style
         self.gate: Gate = gate(network, style)
         self._features: list[Tensor] = []
@@ -181,7 +203,7 @@ class StyleContrast(Objective):
             images = (batch.image, fourier_view(batch.image, self._chances(step, samples)), scaled)
         self._features = []
         self.gate.record = True
-        total = self._over_views(images, batch.labels, step)
+        total = self._over_views(images, batch, step)
         self.gate.record = False
         self._add_gradients(self.style.contrast(self._features), 1)
         self._features = []

@@ -27,7 +27,7 @@ def resolve_optimizer(
 
 
 def make_optimizer(network: nn.Module, plan: OptimizerPlan) -> torch.optim.Optimizer:
-    """The planned optimizer over every parameter; move the network to its device first.
+    """The planned optimizer over every parameter that is trained; move the network to its device first.
 
     On the CPU and on CUDA the update is one pass over the weights (fused).
 
@@ -38,8 +38,8 @@ def make_optimizer(network: nn.Module, plan: OptimizerPlan) -> torch.optim.Optim
     fused = all(parameter.device.type in ("cpu", "cuda") for parameter in network.parameters())
     if plan.name == "sgd":
         return torch.optim.SGD(
-            list(network.parameters()), lr=plan.learning_rate, momentum=plan.momentum, nesterov=plan.momentum > 0,
-            weight_decay=plan.weight_decay, fused=fused,
+            [parameter for parameter in network.parameters() if parameter.requires_grad], lr=plan.learning_rate,
+            momentum=plan.momentum, nesterov=plan.momentum > 0, weight_decay=plan.weight_decay, fused=fused,
         )  # fmt: skip
     if plan.second_momentum is None:
         raise UserError("The plan's optimizer is adamw without a second_momentum; a number below 1 was expected.\n"
@@ -51,14 +51,15 @@ def make_optimizer(network: nn.Module, plan: OptimizerPlan) -> torch.optim.Optim
 
 
 def decay_groups(network: nn.Module, weight_decay: float) -> list[dict[str, object]]:
-    """Every parameter in one of two groups of an optimizer: with weight decay, and without; none is empty.
+    """Every trained parameter in one of two groups of an optimizer: with weight decay, and without; none is empty.
 
     Without: parameters of fewer than two dimensions (norms, biases, scales) and tables of positions (those with
     "position" in their name), for which zero is no simpler a value than another.
     """
     decayed: list[nn.Parameter] = []
     free: list[nn.Parameter] = []
-    for name, parameter in network.named_parameters():
+    trained = [(name, parameter) for name, parameter in network.named_parameters() if parameter.requires_grad]
+    for name, parameter in trained:
         (free if parameter.ndim < 2 or "position" in name else decayed).append(parameter)
     groups: list[dict[str, object]] = [
         {"params": decayed, "weight_decay": weight_decay},

@@ -6,6 +6,7 @@ Runs in worker processes: numpy and blosc2 only, no torch.
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Integer
@@ -13,6 +14,7 @@ from jaxtyping import Float, Integer
 from autoseg.data.store import CaseArrays
 from autoseg.training import draws, placement
 from autoseg.training.draws import DrawSettings, IntensityDraw, SampleDraw
+from autoseg.training.mask_draws import draw_masks
 
 Position = tuple[int, int, int]
 
@@ -26,6 +28,7 @@ class RawSample:
     image, labels : the patch itself (zero outside the stored image), or, when the draw turns or scales it, the
         part of the stored image that the turned patch covers.
     origin : stored coordinates (z, y, x) of the region's first voxel.
+    previous : of a cascade, the previous stage's mask like `labels`.
     """
 
     draw: SampleDraw
@@ -33,6 +36,7 @@ class RawSample:
     image: Float[np.ndarray, "channel z y x"]
     labels: Integer[np.ndarray, "z y x"]
     origin: Position
+    previous: Integer[np.ndarray, "z y x"] | None = None
 
 
 @dataclass(frozen=True)
@@ -42,6 +46,7 @@ class StepReader:
     Attributes
     ----------
     open_case : the arrays of the case at a position, in memory or memory-mapped.
+    channels : of the image. masks: of a cascade, the foreground labels of its previous stage; else 0.
     """
 
     open_case: Callable[[int], CaseArrays]
@@ -50,10 +55,12 @@ class StepReader:
     patch_shape: tuple[int, ...]
     batch_size: int
     settings: DrawSettings
+    masks: int = 0
 
     def read(self, step: int) -> tuple[RawSample, ...]:
-        """All samples of a step, in order."""
-        return tuple(self._read_sample(step, sample) for sample in range(self.batch_size))
+        """All samples of a step, in order; of several processes, this one's."""
+        first = self.batch_size * self.settings.process
+        return tuple(self._read_sample(step, sample) for sample in range(first, first + self.batch_size))
 
     def _read_sample(self, step: int, sample: int) -> RawSample:
         rng = draws.sample_generator(self.settings, step, sample)
@@ -62,7 +69,8 @@ class StepReader:
         draw = draw_sample(rng, self, sample, position, case)
         start, stop = region_box(draw, self.patch_shape, case.info.shape)
         image, labels = read_region(case, start, stop)
-        return RawSample(draw=draw, case_id=case.info.id, image=image, labels=labels, origin=start)
+        previous = None if case.previous is None else read_labels(case.previous, start, stop)
+        return RawSample(draw=draw, case_id=case.info.id, image=image, labels=labels, origin=start, previous=previous)
 
 
 def draw_sample(
@@ -71,8 +79,11 @@ def draw_sample(
     """The whole draw of a sample of a case: first the place, so that it does not depend on `augment`."""
     settings, patch_shape = reader.settings, reader.patch_shape
     voxel = None
-    if draws.is_forced_foreground(sample, reader.batch_size, settings.foreground_fraction):
-        voxel = placement.draw_voxel(rng, case.foreground, case.info.foreground_offsets)
+    if draws.is_forced_foreground(sample, reader.batch_size * settings.processes, settings.foreground_fraction):
+        offsets = case.info.foreground_offsets[: -1 if settings.has_ignore else None]
+        voxel = placement.draw_voxel(rng, case.foreground, offsets, settings.regions)
+    if settings.has_ignore and voxel is None:
+        voxel = placement.draw_annotated_voxel(rng, case.foreground, case.info.foreground_offsets)
     patch = placement.as_3d(patch_shape)
     # nnU-Net's validation loader places the patch itself, as nothing is turned there.
     placed = patch if settings.is_validation else placement.enlarged_shape(patch_shape)
@@ -88,6 +99,7 @@ def draw_sample(
         matrix=matrix,
         intensity=_kept(intensity, settings),
         mirror=draws.draw_mirror(rng, settings.mirror_axes),
+        masks=draw_masks(rng, reader.masks) if reader.masks else None,
     )
 
 
@@ -145,3 +157,19 @@ def read_region(
     padded_image[(slice(None), *target)] = image
     padded_labels[target] = labels
     return padded_image, padded_labels
+
+
+def read_labels(labels: Any, start: Position, stop: Position) -> Integer[np.ndarray, "z y x"]:
+    """A box of stored labels (an array or blosc2.NDArray), background outside."""
+    inside = tuple(
+        slice(max(first, 0), max(min(last, extent), 0))
+        for first, last, extent in zip(start, stop, labels.shape, strict=True)
+    )
+    part = labels[inside]
+    extents = tuple(last - first for first, last in zip(start, stop, strict=True))
+    padded = np.zeros(extents, part.dtype)
+    padded[tuple(
+        slice(kept.start - first, kept.start - first + length)
+        for kept, first, length in zip(inside, start, part.shape, strict=True)
+    )] = part
+    return padded

@@ -71,18 +71,34 @@ def start_range(extent: int, patch: int, enlarged: int) -> tuple[int, int]:
 
 
 def draw_voxel(
-    rng: np.random.Generator, foreground: Integer[np.ndarray, "voxel 3"], offsets: Sequence[int]
-) -> tuple[int, int, int] | None:
+    rng: np.random.Generator, foreground: Integer[np.ndarray, "voxel 3"], offsets: Sequence[int],
+    regions: Sequence[Sequence[int]] = (),
+) -> tuple[int, int, int] | None:  # fmt: skip
     """A foreground voxel (z, y, x): its label is uniform among those present, then the voxel; None without any.
 
-    Rows [offsets[k - 1], offsets[k]) of `foreground` belong to label k.
+    Rows [offsets[k - 1], offsets[k]) of `foreground` belong to label k. With `regions`, each a tuple of labels, the
+    region is uniform among those present, then the voxel among the rows of its labels.
     """
-    present = [(low, high) for low, high in zip(offsets[:-1], offsets[1:], strict=True) if high > low]
+    groups: Sequence[Sequence[int]] = regions or [(label,) for label in range(1, len(offsets))]
+    rows = [[(offsets[label - 1], offsets[label]) for label in group if label > 0] for group in groups]
+    present = [ranges for ranges in rows if any(high > low for low, high in ranges)]
     if not present:
         return None
-    low, high = present[rng.integers(len(present))]
-    z, y, x = (int(position) for position in foreground[rng.integers(low, high)])
-    return z, y, x
+    ranges = present[rng.integers(len(present))]
+    place = int(rng.integers(sum(high - low for low, high in ranges)))
+    for low, high in ranges:
+        if place < high - low:
+            z, y, x = (int(position) for position in foreground[low + place])
+            return z, y, x
+        place -= high - low
+    raise AssertionError("a place lies in one of the ranges")
+
+
+def draw_annotated_voxel(
+    rng: np.random.Generator, foreground: Integer[np.ndarray, "voxel 3"], offsets: Sequence[int]
+) -> tuple[int, int, int] | None:
+    """A voxel that is not of the ignore label, from the last rows of `foreground`; None without any."""
+    return draw_voxel(rng, foreground, offsets[-2:])
 
 
 def draw_start(

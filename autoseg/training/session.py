@@ -4,7 +4,7 @@ import logging
 import sys
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, ExitStack
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,12 +12,12 @@ import torch
 from torch import Tensor, nn
 
 from autoseg.data.parallel import default_workers
+from autoseg.data.previous_masks import PreviousMasks
 from autoseg.data.store import Store
 from autoseg.domains.style_contrast import ContentStyle, folded_state, stem_channels
 from autoseg.errors import UserError
 from autoseg.networks.builder import build_network
 from autoseg.networks.checkpoint import (
-    load_backbone,
     load_resume,
     read_resume_facts,
     save_resume,
@@ -37,11 +37,13 @@ from autoseg.schema import (
     TextGuidanceFacts,
 )
 from autoseg.training.draws import DrawSettings
-from autoseg.training.journal import Journal
+from autoseg.training.first_weights import FirstWeights
+from autoseg.training.freezing import freeze_weights
+from autoseg.training.journal import EpochMetrics, Journal
 from autoseg.training.loop import LoopState, TrainingJob, run_training
-from autoseg.training.losses import label_members
 from autoseg.training.mirroring import mirror_positions
 from autoseg.training.objective import (
+    Aim,
     LocationScale,
     Objective,
     RandomConvolution,
@@ -50,8 +52,10 @@ from autoseg.training.objective import (
 )
 from autoseg.training.optimization import describe_optimizer, make_optimizer
 from autoseg.training.probe import choose_precision, to_device_layout
+from autoseg.training.processes import ALONE, Processes, sum_over_processes
 from autoseg.training.settings import TrainSettings, settings_from_flat
 from autoseg.training.streaming import PatchSource, default_memory_budget, open_patches
+from autoseg.training.targets import Targets, make_targets
 
 if TYPE_CHECKING:
     from autoseg.training.guiding import Words
@@ -65,30 +69,14 @@ PLAIN = ["none", False, "", "", "", 1]
 logger = logging.getLogger("autoseg")
 
 
-@dataclass(frozen=True)
-class FirstWeights:
-    """Weights to begin with: tensors of the backbone by name, where they came from, the hash of their file.
-
-    `tensors` is None for a training that is continued: its own state holds the weights.
-    """
-
-    tensors: Mapping[str, Tensor] | None
-    source: str
-    sha256: str
-
-    @property
-    def facts(self) -> dict[str, str]:
-        """What a model records of them."""
-        return {"init": self.source, "init_sha256": self.sha256}
-
-
 @dataclass(frozen=True, kw_only=True)
 class Session:
     """What is to be trained, on what, and where it goes.
 
     `optimizer`: as the settings resolve the plan's (`resolve_optimizer`). `train_ids`, `validation_ids`: cases of the
     store. `folder`: models/<name>/<configuration>/fold_<k>. `first_weights`: None draws them. `words`: of a text-guided
-    training.
+    training. `annotated`: of the cases in which not everything is annotated, the names that are. `processes`: those
+    that train this together; each computes the plan's batch. `previous`: of a cascade, the masks that `store` has too.
     """
 
     plan: Plan
@@ -107,6 +95,9 @@ class Session:
     versions: dict[str, str]
     first_weights: FirstWeights | None = None
     words: "Words | None" = None
+    annotated: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    processes: Processes = ALONE
+    previous: PreviousMasks | None = None
 
     @property
     def network_plan(self) -> NetworkPlan:
@@ -114,6 +105,11 @@ class Session:
         planned = self.plan.configurations[self.configuration].networks[self.architecture]
         limit = self.settings.max_batch_size or planned.batch_size
         return replace_record(planned, batch_size=min(planned.batch_size, limit), optimizer=self.optimizer)
+
+    @property
+    def input_channels(self) -> int:
+        """Of the network: the image's and, of a cascade, those of the previous masks."""
+        return self.plan.input_channels(self.configuration)
 
     @property
     def plan_hash(self) -> str:
@@ -154,11 +150,10 @@ def train_session(session: Session, resume: bool, stop: Callable[[int], bool]) -
     facts = _matching_facts(session) if resume else None
     torch.manual_seed(session.seed)
     plan = session.plan
-    built = build_network(session.architecture, session.network_plan, len(plan.channel_names), len(plan.labels))
-    if session.first_weights is not None and session.first_weights.tensors is not None and facts is None:
-        count = load_backbone(built, session.first_weights.tensors, session.first_weights.source)
-        logger.info("first weights: %d tensors of %s; the heads for this dataset's labels are drawn", count,
-                    session.first_weights.source)
+    built = build_network(session.architecture, session.network_plan, session.input_channels, len(plan.outputs))
+    if session.first_weights is not None and facts is None:
+        session.first_weights.begin(built, session.folder)
+    freeze_weights(built, session.settings.freeze)
     network = to_device_layout(built, session.device)
     mirrored, why = mirror_positions(plan, session.configuration, session.settings.mirror)
     logger.info("%s", why)
@@ -166,14 +161,26 @@ def train_session(session: Session, resume: bool, stop: Callable[[int], bool]) -
     with ExitStack() as stack:
         job = _job(session, network, mirrored, facts, stack)
         state = _restore(session, job, facts) if facts else LoopState()
-        journal = Journal(session.folder, kept_epochs=state.step // session.settings.steps_per_epoch)
-        stack.callback(journal.close)
-        finished = run_training(job, state, journal.add, lambda now: _save(session, job, now), stop)
+        on_epoch = _journal(session, state, stack)
+        finished = run_training(job, state, on_epoch, lambda now: _save(session, job, now), stop)
         if not finished:
             return None
         _save(session, job, state)
-    info = _info(session, mirrored, job, state)
-    return write_model(session.folder, network, info, _finished_state(job))
+
+    def write() -> CheckpointInfo:
+        info = _info(session, mirrored, job, state)
+        return write_model(session.folder, network, info, _finished_state(job))
+
+    return session.processes.from_first(write, CheckpointInfo)
+
+
+def _journal(session: Session, state: LoopState, stack: ExitStack) -> Callable[[EpochMetrics], None]:
+    """What is told of every epoch: the first process's journal."""
+    if not session.processes.is_first:
+        return lambda _: None
+    journal = Journal(session.folder, kept_epochs=state.step // session.settings.steps_per_epoch)
+    stack.callback(journal.close)
+    return journal.add
 
 
 def _job(session: Session, network: Segmenter, mirrored: tuple[int, ...], facts: ResumeFacts | None,
@@ -182,13 +189,20 @@ def _job(session: Session, network: Segmenter, mirrored: tuple[int, ...], facts:
     # SLAug and CCSDG change intensities themselves; nnU-Net's changes on top of theirs would double them.
     intensities = settings.augment_intensity and settings.domain_generalization in ("none", "gin")
     draws = DrawSettings(seed=session.seed, foreground_fraction=settings.foreground_fraction, mirror_axes=mirrored,
-                         augment=settings.augment, change_intensities=intensities)
+                         augment=settings.augment, change_intensities=intensities,
+                         process=session.processes.rank, processes=session.processes.count,
+                         regions=session.plan.members if session.plan.regions else (),
+                         has_ignore=session.plan.ignore is not None)
     checks = replace(draws, augment=False, mirror_axes=(), is_validation=True)
-    precision = str(facts["precision"]) if facts else _precision(session, network)
-    parts = _parts(session, network)
+    precision = str(facts["precision"]) if facts else session.processes.text_of_first(_precision(session, network))
+    targets = make_targets(session.plan, session.annotated, session.device)
+    if session.processes.count > 1:
+        targets = replace(targets, across=sum_over_processes, processes=session.processes.count)
+    parts = _parts(session, network, targets)
+    session.processes.same_weights(parts)
     scaler = torch.amp.GradScaler(session.device.type, enabled=precision == "float16")
-    objective = _objective(session, network, parts)
-    objective.precision, objective.scaler = precision, scaler
+    objective = _objective(session, network, parts, Aim(targets, session.network_plan.batch_dice))
+    objective.precision, objective.scaler, objective.process = precision, scaler, session.processes.rank
     stack.callback(objective.close)
     return TrainingJob(
         network=network, parts=parts, objective=objective,
@@ -196,20 +210,20 @@ def _job(session: Session, network: Segmenter, mirrored: tuple[int, ...], facts:
         training=stack.enter_context(_patches(session, session.train_ids, draws)),
         validation=stack.enter_context(_patches(session, session.validation_ids, checks))
         if session.validation_ids and settings.validation_steps else None,
-        settings=settings, batch_dice=session.network_plan.batch_dice, foreground_names=tuple(session.plan.labels)[1:],
-        device=session.device, precision=precision, seed=session.seed,
+        settings=settings, foreground_names=tuple(session.plan.foreground),
+        device=session.device, precision=precision, seed=session.seed, processes=session.processes,
     )
 
 
-def _parts(session: Session, network: Segmenter) -> nn.Module:
+def _parts(session: Session, network: Segmenter, targets: Targets) -> nn.Module:
     """The network alone, or with what guides it or disentangles its first features."""
     settings = session.settings
     guide = style = None
     if session.words is not None:
         from autoseg.training.guiding import Guide  # only whom words guide waits for it
 
-        guide = Guide(session.words, network, session.network_plan, len(session.plan.channel_names), settings,
-                      session.seed)
+        guide = Guide(session.words, network, session.network_plan, session.input_channels, settings,
+                      session.seed, targets)
     if settings.domain_generalization == "ccsdg":
         style = ContentStyle(stem_channels(network), len(session.network_plan.patch_shape))
     if guide is None and style is None:
@@ -217,19 +231,17 @@ def _parts(session: Session, network: Segmenter) -> nn.Module:
     return TrainedParts(network, guide, style).to(session.device)
 
 
-def _objective(session: Session, network: Segmenter, parts: nn.Module) -> Objective:
-    guide = parts.guide if isinstance(parts, TrainedParts) else None
-    batch_dice, seed = session.network_plan.batch_dice, session.seed
+def _objective(session: Session, network: Segmenter, parts: nn.Module, aim: Aim) -> Objective:
+    guide, seed = parts.guide if isinstance(parts, TrainedParts) else None, session.seed
     method = session.settings.domain_generalization
     if method == "gin":
-        return RandomConvolution(network, guide, batch_dice, seed, session.settings.gin_views)
+        return RandomConvolution(network, guide, aim, seed, session.settings.gin_views)
     if method == "slaug":
-        members = label_members(len(session.plan.labels)).to(session.device)
-        return LocationScale(network, guide, batch_dice, seed, members)
+        return LocationScale(network, guide, aim, seed)
     if method == "ccsdg":
         assert isinstance(parts, TrainedParts) and parts.style is not None
-        return StyleContrast(network, guide, batch_dice, seed, parts.style)
-    return Objective(network, guide, batch_dice, seed)
+        return StyleContrast(network, guide, aim, seed, parts.style)
+    return Objective(network, guide, aim, seed)
 
 
 def _finished_state(job: TrainingJob) -> dict[str, Tensor]:
@@ -244,16 +256,17 @@ def _finished_state(job: TrainingJob) -> dict[str, Tensor]:
 
 
 def _patches(session: Session, ids: tuple[str, ...], draws: DrawSettings) -> AbstractContextManager[PatchSource]:
-    budgets = {"auto": default_memory_budget(), "resident": sys.maxsize, "streamed": 0}
+    fair_share = session.processes.fair_share
+    budgets = {"auto": fair_share(default_memory_budget()), "resident": sys.maxsize, "streamed": 0}
     return open_patches(session.store, ids, session.network_plan, draws, session.device,
-                        budgets[session.settings.caching], default_workers())
+                        budgets[session.settings.caching], fair_share(default_workers()))
 
 
 def _precision(session: Session, network: Segmenter) -> str:
     if session.settings.precision != "auto":
         return session.settings.precision
     plan = session.network_plan
-    probed = choose_precision(network, (plan.batch_size, len(session.plan.channel_names), *plan.patch_shape),
+    probed = choose_precision(network, (plan.batch_size, session.input_channels, *plan.patch_shape),
                               session.device)
     logger.info("precision: %s (%s)", probed.precision, probed.reason)
     return probed.precision
@@ -266,10 +279,13 @@ def _matching_facts(session: Session) -> ResumeFacts:
         raise UserError(f"{session.folder} holds no training to continue.\nRun without --resume to start one.")
     asked = _facts(session)
     compared = {"plan_hash": "the plan", "cases": "the fold's cases", "seed": "--seed", "batch_size": "the batch size",
-                "optimizer": "the optimizer", "init_sha256": "the first weights (--init)",
-                "method": "--domain-generalization or --text-guided", "words": "the text bank (--text-bank)"}
+                "optimizer": "the optimizer", "init_sha256": "the first weights (--init)", "freeze": "--freeze",
+                "method": "--domain-generalization or --text-guided", "words": "the text bank (--text-bank)",
+                "previous": "the previous stage's masks (of other weights now)",
+                "processes": "the number of processes (torchrun), each of which computes a batch"}
     # Begun before there were any:
-    facts = {"init_sha256": None, "method": PLAIN, "words": None, **facts}
+    facts = {"init_sha256": None, "method": PLAIN, "words": None, "freeze": "none", "previous": None,
+             "processes": 1, **facts}
     if absent := [name for name in compared if name not in facts]:
         raise UserError(f"--resume: {session.folder} was begun by another version of autoseg ({', '.join(absent)} "
                         "not recorded).\nContinue with that version, or start anew with --overwrite.")
@@ -279,6 +295,8 @@ def _matching_facts(session: Session) -> ResumeFacts:
         if "optimizer" in changed:
             before = describe_optimizer(OptimizerPlan.model_validate(facts["optimizer"]))
             what += f" (then {before}; now {describe_optimizer(session.optimizer)})"
+        if "processes" in changed:
+            what += f" (then {facts['processes']}; now {asked['processes']})"
         raise UserError(f"--resume: {session.folder} was trained with another setting of {what}.\nRestore it, or start "
                         "anew with --overwrite or under another --name.")
     return facts
@@ -286,11 +304,12 @@ def _matching_facts(session: Session) -> ResumeFacts:
 
 def _facts(session: Session) -> ResumeFacts:
     return {"plan_hash": session.plan_hash, "cases": content_hash([session.train_ids, session.validation_ids]),
-            "seed": session.seed, "batch_size": session.network_plan.batch_size,
+            "seed": session.seed, "batch_size": session.network_plan.batch_size, "processes": session.processes.count,
             "optimizer": session.optimizer.model_dump(mode="json"),
             **({"init_sha256": None} if session.first_weights is None else session.first_weights.facts),
-            "method": _method(session.settings),
+            "freeze": session.settings.freeze, "method": _method(session.settings),
             "words": None if session.words is None else _words_facts(session.words),
+            "previous": None if session.previous is None else session.previous.identity,
             "settings": session.settings.flat()}
 
 
@@ -307,8 +326,11 @@ def _words_facts(words: "Words") -> list[str | None]:
 
 
 def _save(session: Session, job: TrainingJob, state: LoopState) -> None:
-    facts = {**_facts(session), "precision": job.precision, "state": asdict(state)}
-    save_resume(session.folder / "resume", job.parts, job.optimizer, job.scaler, facts)
+    """By the first process; the others wait, so that none ends before the state is written."""
+    if session.processes.is_first:
+        facts = {**_facts(session), "precision": job.precision, "state": asdict(state)}
+        save_resume(session.folder / "resume", job.parts, job.optimizer, job.scaler, facts)
+    session.processes.wait()
 
 
 def _restore(session: Session, job: TrainingJob, facts: ResumeFacts) -> LoopState:
@@ -323,10 +345,12 @@ def _info(session: Session, mirrored: tuple[int, ...], job: TrainingJob, state: 
     return CheckpointInfo(
         name=session.name, configuration=session.configuration, fold=session.fold, architecture=session.architecture,
         network=session.network_plan, is_2d=plan.is_2d, file_ending=plan.file_ending,
-        channel_names=plan.channel_names, labels=plan.labels, store=session.store.record, mirror_axes=mirrored,
+        channel_names=plan.channel_names, labels=plan.labels, regions=plan.regions,
+        ignore=plan.ignore, store=session.store.record, mirror_axes=mirrored,
+        previous_stage=None if session.previous is None else session.previous.stage,
         text_guidance=_write_words(session, job),
         training={**session.settings.flat(), "seed": session.seed, "used_precision": job.precision,
-                  "device": str(session.device),
+                  "device": str(session.device), "processes": session.processes.count,
                   **({} if session.first_weights is None else session.first_weights.facts)},
         steps=state.step, seconds=round(state.seconds, 2), plan_hash=session.plan_hash, weights_sha256="",
         versions=session.versions,

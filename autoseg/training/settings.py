@@ -1,6 +1,7 @@
 """The choices of a person about a training: one frozen value; a preset is a named set of them in a TOML file."""
 
 import math
+import re
 import tomllib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
@@ -19,6 +20,7 @@ OptimizerChoice = Literal["auto", "sgd", "adamw"]
 DomainGeneralization = Literal["none", "gin", "slaug", "ccsdg"]
 TextGeometry = Literal["centred", "raw", "orthonormal", "random", "shuffled", "rotated", "learned"]
 TextRoute = Literal["alignment", "heads", "gram"]
+FREEZABLE = ("none", "encoder", "backbone")
 FlatSettings = dict[str, str | int | float | bool | None]
 
 
@@ -84,6 +86,8 @@ class TrainSettings:
     normalization : `auto` is the plan's, or what domain generalization needs where the plan's will not do.
     domain_generalization : views that make a network survive another scanner, sequence or modality.
     text_guided : train with the vectors of a text bank; text_route: by which way they act.
+    freeze : first weights that stay as they are: `none`, `encoder`, `backbone` (all but the heads), or the number of
+        encoder stages.
     """
 
     epochs: int = 1000
@@ -107,6 +111,7 @@ class TrainSettings:
     text_geometry: TextGeometry = "centred"
     text_route: TextRoute = "alignment"
     guidance: GuidanceSettings = field(default_factory=GuidanceSettings)
+    freeze: str = "none"
     mirror: MirrorChoice = "auto"
     precision: PrecisionChoice = "auto"
     caching: CachingChoice = "auto"
@@ -237,6 +242,9 @@ def _checked(settings: TrainSettings, source: str) -> TrainSettings:
         problems.append(f"max_minutes is {settings.max_minutes}; a number above 0 was expected")
     if settings.gin_views not in (1, 2):
         problems.append(f"gin_views is {settings.gin_views}; 1, or 2 for the blend of two, was expected")
+    if settings.freeze not in FREEZABLE and not re.fullmatch("[1-9][0-9]*", settings.freeze):
+        problems.append(f"freeze is {settings.freeze!r}; {', '.join(FREEZABLE)} or a number of encoder stages, from 1, "
+                        "was expected")
     if not 0 <= settings.foreground_fraction <= 1:
         problems.append(f"foreground_fraction is {settings.foreground_fraction}; 0 to 1 was expected")
     numbers = [("learning_rate", settings.learning_rate)] if settings.learning_rate is not None else []

@@ -86,9 +86,11 @@ def open_case_patches(
     When the cases take at most `memory_budget_bytes` they are kept in memory; otherwise `workers` processes read
     patches from the disk. On CUDA a background thread prepares the next step in pinned memory.
     """
-    resident = sum(array_bytes(opener()) for opener in openers) <= memory_budget_bytes
+    sizes = [(array_bytes(case), case.previous is not None) for case in (opener() for opener in openers)]
+    resident = sum(size for size, _ in sizes) <= memory_budget_bytes
+    masks = (len(record.labels) - 1) * any(is_cascade for _, is_cascade in sizes)
     open_at = _Resident(tuple(in_memory(opener()) for opener in openers)) if resident else _OnDisk(tuple(openers))
-    form = _batch_form(record, network, device)
+    form = _batch_form(record, network, device, masks)
     reader = StepReader(
         open_case=open_at,
         case_count=len(openers),
@@ -96,6 +98,7 @@ def open_case_patches(
         settings=draws,
         patch_shape=network.patch_shape,
         batch_size=network.batch_size,
+        masks=masks,
     )
     with ExitStack() as stack:
         read = reader.read if resident else _streamed(reader, workers, stack)
@@ -153,14 +156,15 @@ def _streamed(reader: StepReader, workers: int, stack: ExitStack) -> Callable[[i
     return stack.enter_context(streamed_steps(reader, workers)).read
 
 
-def _batch_form(record: StoreRecord, network: NetworkPlan, device: torch.device) -> BatchForm:
+def _batch_form(record: StoreRecord, network: NetworkPlan, device: torch.device, masks: int) -> BatchForm:
     channels = record.normalization
     return BatchForm(
         patch_shape=network.patch_shape,
         channels=len(channels),
         device=device,
-        label_dtype=torch.uint8 if len(record.labels) <= 256 else torch.int16,
+        label_dtype=torch.uint8 if len(record.values) <= 256 else torch.int16,
         masked_channels=tuple(position for position, channel in enumerate(channels) if channel.within_nonzero),
+        masks=masks,
     )
 
 

@@ -9,7 +9,7 @@ import pytest
 import safetensors.numpy
 from test_domain_generalization import info_of, preset, thin, write_twins
 
-from autoseg.commands import train as command
+from autoseg.commands import fold_training as command
 from autoseg.commands.plan import plan
 from autoseg.commands.train import train
 from autoseg.errors import UserError

@@ -13,71 +13,14 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from tiny_models import LABELS, model_info, write_fold, write_nifti
 
 from autoseg.cli import app
 from autoseg.data.dataset import Case, list_images
 from autoseg.errors import UserError
-from autoseg.inference import prediction
+from autoseg.inference import computing, prediction
 from autoseg.inference.prediction import PredictSettings, predict_cases
-from autoseg.networks.builder import build_network
 from autoseg.networks.checkpoint import read_model, write_model
-from autoseg.planning.optimizers import RECIPES
-from autoseg.schema import (
-    ChannelNormalization,
-    CheckpointInfo,
-    IntensityStatistics,
-    NetworkPlan,
-    StoreRecord,
-    Topology,
-)
-
-LABELS = {"background": 0, "organ": 4, "lesion": 200}
-STATISTICS = IntensityStatistics(mean=0, median=0, std=1, min=0, max=1, percentile_00_5=0, percentile_99_5=1)
-
-
-def model_info(fold="0", channels=1, is_2d=False, ending=".nii.gz", **changes) -> CheckpointInfo:
-    """The record of a tiny network, 3-D with an axis permutation, or 2-D."""
-    dimensions = 2 if is_2d else 3
-    topology = Topology(
-        strides=((1,) * dimensions, (2,) * dimensions), kernel_sizes=((3,) * dimensions,) * 2, features=(4, 8),
-        encoder_blocks=(1, 1), decoder_blocks=(1,),
-    )
-    network = NetworkPlan(
-        patch_shape=(16,) * dimensions, batch_size=2, topology=topology, batch_dice=False, optimizer=RECIPES["sgd"],
-        memory_gib=1, reasons=(),
-    )
-    how = ChannelNormalization(scheme="zscore", within_nonzero=False, statistics=STATISTICS)
-    store = StoreRecord(
-        axes=(0, 1, 2) if is_2d else (2, 0, 1), spacing=(None, 1, 1) if is_2d else (1.5, 1, 1.2),
-        normalization=(how,) * channels, labels=LABELS,
-    )
-    facts = dict(
-        name="plain", configuration="2d" if is_2d else "3d_fullres", fold=fold, architecture="plain",
-        network=network, is_2d=is_2d, file_ending=ending, channel_names=tuple(f"c{n}" for n in range(channels)),
-        labels=LABELS, store=store, mirror_axes=tuple(range(dimensions)), training={}, steps=0, seconds=0,
-        plan_hash="", weights_sha256="", versions={},
-    )
-    return CheckpointInfo(**{**facts, **changes})
-
-
-def write_fold(run: Path, info: CheckpointInfo, folder: str | None = None) -> None:
-    torch.manual_seed(int(info.fold) if info.fold.isdigit() else 99)
-    network = build_network(info.architecture, info.network, len(info.channel_names), len(info.labels))
-    with torch.no_grad():
-        for parameter in network.parameters():
-            parameter.normal_()  # so that every label is predicted somewhere
-    write_model(run / "models" / info.name / info.configuration / (folder or f"fold_{info.fold}"), network, info)
-
-
-def write_nifti(path: Path, shape=(20, 17, 14), seed=0) -> np.ndarray:
-    """A random image with an oblique affine; returns the affine."""
-    affine = np.diag([1.1, 0.9, 2.0, 1]) @ np.array(
-        [[0.98, -0.2, 0, 5], [0.2, 0.98, 0, -3], [0, 0, -1, 7], [0, 0, 0, 1]]
-    )
-    voxels = np.random.default_rng(seed).normal(100, 20, shape).astype(np.float32)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    nibabel.save(nibabel.Nifti1Image(voxels, affine), path)
-    return nibabel.load(path).affine
 
 
 @dataclass(frozen=True)
@@ -133,7 +76,7 @@ def test_masks_lie_on_the_images_grids_and_hold_the_files_labels(place, capsys):
         np.testing.assert_array_equal(mask.affine, image.affine)
         assert mask.get_data_dtype() == np.uint8
         assert set(np.unique(np.asanyarray(mask.dataobj))) <= set(LABELS.values())
-    assert json.loads((place.masks / "labels.json").read_text()) == {"labels": LABELS}
+    assert json.loads((place.masks / "labels.json").read_text()) == {"labels": LABELS, "regions": [], "ignore": None}
     assert not (place.masks / "failures.json").exists()
     record = json.loads((place.masks / "run.json").read_text())
     assert record["results"]["predicted"] == 2
@@ -232,7 +175,7 @@ def test_a_4d_file_for_a_one_channel_model_fails_its_case(place):
 
 
 def test_running_out_of_memory_fails_the_case_alone(monkeypatch, place):
-    whole = prediction.predict_logits_of
+    whole = computing.predict_logits_of
     calls = []
 
     def exhausted(*arguments):
@@ -241,7 +184,7 @@ def test_running_out_of_memory_fails_the_case_alone(monkeypatch, place):
             raise torch.OutOfMemoryError("CUDA out of memory")
         return whole(*arguments)
 
-    monkeypatch.setattr(prediction, "predict_logits_of", exhausted)
+    monkeypatch.setattr(computing, "predict_logits_of", exhausted)
     assert autoseg(place) == 3
     assert "memory" in failures_of(place)[0]["reason"]
     assert (place.masks / "case1.nii.gz").exists()
@@ -251,7 +194,7 @@ def test_a_bug_is_not_a_failed_case(monkeypatch, place):
     def bug(*_):
         raise RuntimeError("shapes do not match")
 
-    monkeypatch.setattr(prediction, "predict_logits_of", bug)
+    monkeypatch.setattr(computing, "predict_logits_of", bug)
     with pytest.raises(RuntimeError, match="shapes do not match"):
         predict_cases(list_images(place.images, 1, ".nii.gz"), models_of(place), place.masks, cpu_settings())
 
@@ -394,7 +337,7 @@ def test_stages_overlap_and_reading_stays_a_few_cases_ahead(monkeypatch, place):
     """While one case is written another is read, and few images wait in memory."""
     for number in range(2, 10):
         write_nifti(place.images / f"case{number}_0000.nii.gz", shape=(8, 8, 8))
-    read, write, compute = prediction.read_image, prediction.write_labels, prediction.predict_logits_of
+    read, write, compute = prediction.read_image, prediction.write_labels, computing.predict_logits_of
     reading, writing, computed, ahead = [], [], [], []
 
     def slow(function, spans):
@@ -413,7 +356,7 @@ def test_stages_overlap_and_reading_stays_a_few_cases_ahead(monkeypatch, place):
         return compute(*arguments)
 
     monkeypatch.setattr(prediction, "read_image", slow(read, reading))
-    monkeypatch.setattr(prediction, "predict_logits_of", noted_compute)
+    monkeypatch.setattr(computing, "predict_logits_of", noted_compute)
     monkeypatch.setattr(prediction, "write_labels", slow(write, writing))
     cases = list_images(place.images, 1, ".nii.gz")
     written, failures = predict_cases(cases, models_of(place), place.masks, cpu_settings(tta=False))

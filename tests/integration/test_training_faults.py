@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from test_training import write_dataset
 
-from autoseg.commands import train as train_command
+from autoseg.commands import fold_training
 from autoseg.commands.plan import plan
 from autoseg.commands.train import train
 from autoseg.errors import UserError
@@ -56,7 +56,7 @@ def test_overwriting_keeps_the_old_model_until_the_new_training_starts(place, mo
     assert train(run=place / "run", **SHORT) == 0
     [model] = place.rglob("model.json")
     before = model.read_bytes()
-    monkeypatch.setattr(train_command, "preprocess_dataset", disk_full)
+    monkeypatch.setattr(fold_training, "preprocess_dataset", disk_full)
     with pytest.raises(OSError, match="space"):
         train(run=place / "run", overwrite=True, **SHORT)
     assert model.read_bytes() == before
@@ -84,7 +84,7 @@ def test_validation_that_fails_for_every_case_says_why_and_keeps_the_model(place
 
 def test_one_validation_case_that_fails_is_status_3(planned, tmp_path, monkeypatch):
     plan(write_dataset(tmp_path / "dataset", cases=10), run=tmp_path / "run", workers=1)
-    whole = train_command.predict_cases
+    whole = fold_training.predict_cases
 
     def lose_one(cases, models, output, settings):
         broken = cases[0].images[0]
@@ -95,7 +95,7 @@ def test_one_validation_case_that_fails_is_status_3(planned, tmp_path, monkeypat
         finally:
             broken.write_bytes(content)
 
-    monkeypatch.setattr(train_command, "predict_cases", lose_one)
+    monkeypatch.setattr(fold_training, "predict_cases", lose_one)
     assert train(run=tmp_path / "run", **SHORT) == 3
     [failures] = tmp_path.rglob("failures.json")
     [scores] = tmp_path.rglob("scores.json")

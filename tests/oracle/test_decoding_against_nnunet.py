@@ -9,6 +9,8 @@ import pytest
 
 from autoseg.data.preprocessing import Placement
 from autoseg.inference.decoding import decode_labels
+from autoseg.inference.probabilities import Part, mean_probabilities, segment
+from autoseg.labelling import Labelled, Region
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
@@ -37,12 +39,17 @@ def placement_of(shape, crop, spacing, axes, target):
     return Placement(shape, spacing, crop, axes, cropped, cropped_spacing, prepared, target)
 
 
-def oracle_labels(logits, placement):
+def oracle_labels(logits, placement, regions=False, **options):
     """nnU-Net's export; its properties are in transposed order except for the spacing."""
     axes = placement.axes
     plans = SimpleNamespace(transpose_forward=list(axes), transpose_backward=[axes.index(n) for n in range(3)])
     configuration = SimpleNamespace(spacing=list(placement.spacing), resampling_fn_probabilities=RESAMPLE)
     labels = {"background": 0, **{f"label{n}": n for n in range(1, len(logits))}}
+    order = None
+    if regions:  # channel n is labels n … last, painted n
+        count = len(logits)
+        labels = {"background": 0, **{f"region{n}": list(range(n, count + 1)) for n in range(1, count + 1)}}
+        order = list(range(1, count + 1))
     properties = {
         "spacing": placement.original_spacing,
         "shape_after_cropping_and_before_resampling": placement.cropped_shape,
@@ -50,7 +57,8 @@ def oracle_labels(logits, placement):
         "bbox_used_for_cropping": [list(placement.crop[axis]) for axis in axes],
     }
     return export.convert_predicted_logits_to_segmentation_with_correct_shape(
-        logits, plans, configuration, label_handling.LabelManager(labels, None), properties, num_threads_torch=1
+        logits, plans, configuration, label_handling.LabelManager(labels, order), properties,
+        num_threads_torch=1, **options,
     )
 
 
@@ -76,3 +84,18 @@ def test_labels_equal_nnunets(name, classes):
     assert differs.mean() <= 1e-4
     if differs.any():
         assert top_two_margin(logits, placement)[differs].max() < 1e-5
+
+
+@pytest.mark.parametrize("name", PLACEMENTS)
+@pytest.mark.parametrize("regions", [False, True])
+def test_probabilities_and_regions_equal_nnunets(name, regions):
+    placement = placement_of(*PLACEMENTS[name])
+    logits = np.random.default_rng(1).standard_normal((3, *placement.shape), dtype=np.float32) * 3
+    labels, expected = oracle_labels(logits, placement, regions, return_probabilities=True)
+    part = Part(logits, placement)
+    found = np.concatenate([slab for _, slab in mean_probabilities([part], regions)], axis=1)
+    np.testing.assert_allclose(found, expected, atol=2e-5)
+    if regions:
+        painted = tuple(Region(name=f"region{n}", values=tuple(range(n, 4)), painted=n) for n in range(1, 4))
+        names = Labelled(labels={"background": 0, "value_1": 1, "value_2": 2, "value_3": 3}, regions=painted)
+        assert (segment([part], names) == labels).mean() >= 0.9999

@@ -148,10 +148,13 @@ def write_nnunet_facts(fingerprint: Fingerprint, folder: Path) -> None:
 def assert_same_plan(ours: Plan, theirs: dict) -> None:
     """Every decision that both make."""
     assert list(ours.axes) == theirs["transpose_forward"]
-    names = set(theirs["configurations"]) - {"3d_cascade_fullres"}
+    names = set(theirs["configurations"])
     assert set(ours.configurations) == names
     for name in names:
-        assert_same_configuration(ours.configurations[name], theirs["configurations"][name], ours.is_2d)
+        own = theirs["configurations"][name]
+        assert ours.configurations[name].previous_stage == own.get("previous_stage")
+        inherited = theirs["configurations"].get(own.get("inherits_from"), {})
+        assert_same_configuration(ours.configurations[name], {**inherited, **own}, ours.is_2d)
 
 
 def assert_same_configuration(ours: ConfigurationPlan, theirs: dict, is_2d: bool) -> None:

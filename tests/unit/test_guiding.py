@@ -27,6 +27,7 @@ from autoseg.training import session as session_module
 from autoseg.training.guiding import Guide, Words, read_words
 from autoseg.training.session import Session, train_session
 from autoseg.training.settings import GuidanceSettings, TrainSettings
+from autoseg.training.targets import Targets, label_members
 
 TOWER = TowerRecord(name="tiny", kind="clip", sha256="0" * 64, licence="CC0")
 EXAMPLE = Example("plain", (1.0, 1.0), (64, 96))
@@ -167,7 +168,7 @@ def guide_of(settings: TrainSettings, folder: Path) -> tuple[Guide, Segmenter]:
     torch.manual_seed(5)
     planned = plan_of(EXAMPLE)
     network = build_network(EXAMPLE.architecture, planned, 2, len(LABELS) + 1)
-    return Guide(words_of(settings, folder), network, planned, 2, settings, 7), network
+    return Guide(words_of(settings, folder), network, planned, 2, settings, 7, Targets(label_members(3))), network
 
 
 def labels_of() -> Tensor:

@@ -2,6 +2,8 @@
 
 import hashlib
 import logging
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,6 +15,7 @@ from autoseg.data.dataset import Case
 from autoseg.errors import UserError
 from autoseg.initialization.record import InitMeasures, InitRecord, PretextPlan, SeenImage
 from autoseg.initialization.session import input_hash
+from autoseg.initialization.sources import find_source
 from autoseg.initialization.transfer import (
     init_folder,
     is_finished,
@@ -24,9 +27,11 @@ from autoseg.initialization.transfer import (
 from autoseg.networks.builder import build_network
 from autoseg.networks.checkpoint import load_backbone, write_model
 from autoseg.networks.segmenter import Segmenter
+from autoseg.networks.weight_transfer import NetworkFacts
 from autoseg.planning.optimizers import RECIPES
 from autoseg.records import read_record
 from autoseg.schema import ArchitectureName, ChannelNormalization, CheckpointInfo, NetworkPlan, StoreRecord
+from autoseg.training.first_weights import FirstWeights, TransferRecord
 
 CHANNEL = ChannelNormalization(scheme="zscore", within_nonzero=False, statistics=STATISTICS)
 STORE = StoreRecord(axes=(0, 1, 2), spacing=(1.0, 1.0, 1.0), normalization=(CHANNEL,),
@@ -80,6 +85,15 @@ def record(architecture: ArchitectureName = "resenc", **changes: object) -> Init
 
 def as_planned(architecture: ArchitectureName = "resenc") -> Planned:
     return architecture, narrow(architecture), STORE
+
+
+def wanted_by(planned: Planned) -> NetworkFacts:
+    return NetworkFacts(planned[0], planned[1], ("T1",), tuple(planned[2].labels))
+
+
+def foreign(folder: Path, planned: Planned, validation: Sequence[Case] = ()) -> FirstWeights:
+    """Weights of a folder that the user names, for this network."""
+    return read_foreign_weights(folder, planned, validation, wanted_by(planned))
 
 
 @pytest.fixture
@@ -200,7 +214,7 @@ def test_damaged_absent_and_exchanged_weights_are_refused(written, tmp_path) -> 
     write_init(tmp_path / "other", seeded("resenc", 8), record())
     path.write_bytes((tmp_path / "other" / "weights.safetensors").read_bytes())
     with pytest.raises(UserError, match="SHA-256"):
-        read_foreign_weights(written, as_planned(), ())
+        foreign(written, as_planned())
     path.unlink()
     with pytest.raises(UserError, match="does not exist"):
         read_init(written, as_planned(), ())
@@ -235,43 +249,133 @@ def test_foreign_weights_that_saw_validation_images_are_refused_whatever_their_n
             "store": STORE.model_copy(update={"labels": {"background": 0, "other": 1}})}
     write_init(tmp_path / "init", seeded("resenc", 1), record(**seen))
     same_name = scanned(tmp_path, "a", b"another image")
-    assert read_foreign_weights(tmp_path / "init", as_planned(), [same_name]).tensors
+    assert foreign(tmp_path / "init", as_planned(), [same_name]).transfer
     for content in hashes:
         with pytest.raises(UserError, match="(?s)images that this fold validates on.*'renamed'"):
-            read_foreign_weights(tmp_path / "init", as_planned(),
-                                 [same_name, scanned(tmp_path, "renamed", content.encode())])
+            foreign(tmp_path / "init", as_planned(), [same_name, scanned(tmp_path, "renamed", content.encode())])
 
 
 def test_foreign_weights_of_another_plan_are_taken_with_a_warning(written, caplog) -> None:
     architecture, network, store = as_planned()
     other = (architecture, network.model_copy(update={"patch_shape": (64, 32, 64)}), store)
     with caplog.at_level(logging.WARNING, logger="autoseg"):
-        assert read_foreign_weights(written, other, ()).tensors
+        assert foreign(written, other).transfer
     assert any("another plan (patch: then 32×32×64, now 64×32×64)" in message for message in caplog.messages)
     caplog.clear()
     with caplog.at_level(logging.WARNING, logger="autoseg"):
-        read_foreign_weights(written, as_planned(), ())
+        foreign(written, as_planned())
     assert not caplog.messages
 
 
-def test_a_model_folder_is_a_source(tmp_path, caplog) -> None:
-    model, network = seeded("resenc", 1, classes=4), seeded("resenc", 2)
-    info = write_model(tmp_path, model, CheckpointInfo(
+def write_tiny_model(folder: Path, **changes: object) -> tuple[Segmenter, CheckpointInfo]:
+    model = seeded("resenc", 1)
+    facts = dict(
         name="m", configuration="3d_fullres", fold="0", architecture="resenc", network=narrow("resenc"), is_2d=False,
         file_ending=".nii.gz", channel_names=("T1",), labels={"background": 0, "organ": 1}, store=STORE,
-        mirror_axes=(), training={}, steps=1, seconds=1.0, plan_hash="", weights_sha256="", versions={}))
-    with caplog.at_level(logging.WARNING, logger="autoseg"):
-        first = read_foreign_weights(tmp_path, as_planned(), ())
+        mirror_axes=(), training={}, steps=1, seconds=1.0, plan_hash="", weights_sha256="", versions={})
+    return model, write_model(folder, model, CheckpointInfo(**{**facts, **changes}))
+
+
+def test_a_model_folder_is_a_source(tmp_path, caplog) -> None:
+    """Of other labels: the head's row of the label that both have is moved, and the account is written."""
+    model, info = write_tiny_model(tmp_path / "model")
+    network = seeded("resenc", 2, classes=3)
+    drawn = {name: value.clone() for name, value in network.state_dict().items()}
+    wanted = replace(wanted_by(as_planned()), outputs=("background", "lesion", "organ"))
+    with caplog.at_level(logging.INFO, logger="autoseg"):
+        first = read_foreign_weights(tmp_path / "model", as_planned(), (), wanted)
+        first.begin(network, tmp_path / "new")
     assert first.sha256 == info.weights_sha256 and any("for you to know" in message for message in caplog.messages)
-    assert first.tensors is not None
-    load_backbone(network, first.tensors, first.source)
-    assert all(torch.equal(value, model.backbone_state()[name]) for name, value in network.backbone_state().items())
+    state, source = network.state_dict(), model.state_dict()
+    for name, value in state.items():
+        if network.is_task_head(name):
+            assert torch.equal(value[[0, 2]], source[name]) and torch.equal(value[1], drawn[name][1])
+        else:
+            assert torch.equal(value, source[name])
+    written = read_record(TransferRecord, tmp_path / "new" / "init_transfer.json")
+    heads = [one for one in written.tensors if network.is_task_head(one.name)]
+    assert [one.name for one in written.tensors] == list(state) and written.left_over == ()
+    assert {one.why for one in heads} == {"outputs by name: background, organ; drawn: lesion"}
+    assert first.figures == {"init_share": round(written.share, 4), "init_copied": len(state) - len(heads),
+                             "init_adapted": len(heads), "init_drawn": 0, "init_left_over": 0}
+    said = caplog.messages[-1]
+    assert f"moved {100 * written.share:.1f} % of" in said and "lesion" in said and "encoder 0" in said
+
+
+def test_weights_of_which_next_to_nothing_fits_are_refused_with_every_reason(tmp_path) -> None:
+    architecture, network, store = as_planned()
+    topology = network.topology.model_copy(update={"features": tuple(3 * n for n in network.topology.features)})
+    write_tiny_model(tmp_path / "model")
+    wider = (architecture, network.model_copy(update={"topology": topology}), store)
+    with pytest.raises(UserError) as caught:
+        foreign(tmp_path / "model", wider)
+    said = str(caught.value)
+    assert "0.0% of its weights could be moved, and 10% at least" in said and "other numbers of features" in said
+    assert "features 4, 8" in said and "--init scratch" in said
+    with pytest.raises(UserError, match="resenc and plain networks have other layers"):
+        foreign(tmp_path / "model", as_planned("plain"))
+
+
+def test_a_model_is_refused_where_it_is_damaged(tmp_path) -> None:
+    write_tiny_model(tmp_path)
+    (tmp_path / "weights.safetensors").write_bytes(b"{}")
+    with pytest.raises(UserError, match=r"weights\.safetensors"):
+        foreign(tmp_path, as_planned())
+    (tmp_path / "model.json").write_text("[]")
+    with pytest.raises(UserError, match=r"model\.json does not hold what was expected"):
+        foreign(tmp_path, as_planned())
 
 
 def test_a_folder_without_weights_is_refused(tmp_path) -> None:
     for folder in (tmp_path, tmp_path / "absent"):
         with pytest.raises(UserError, match=r"holds neither init\.json nor model\.json"):
-            read_foreign_weights(folder, as_planned(), ())
+            foreign(folder, as_planned())
+
+
+# ---------------------------------------------------------------- what a path means
+def finished(folder: Path, name: str = "model.json") -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / name).write_text("{}")
+    return folder
+
+
+def test_a_path_is_a_folder_of_weights_a_configuration_or_a_run(tmp_path, caplog) -> None:
+    run = tmp_path / "run"
+    configuration = run / "models/resenc/3d_fullres"
+    for fold in ("10", "2"):
+        finished(configuration / f"fold_{fold}")
+    (configuration / "fold_0" / "resume").mkdir(parents=True)
+    with caplog.at_level(logging.INFO, logger="autoseg"):
+        assert find_source(configuration / "fold_10") == configuration / "fold_10" and not caplog.messages
+        assert find_source(configuration) == find_source(run) == configuration / "fold_2"
+    assert caplog.messages[-1] == f"--init {run}: the weights of {configuration / 'fold_2'} (of folds 2, 10)"
+    finished(configuration / "fold_all")
+    assert find_source(run) == configuration / "fold_all"
+    first = finished(tmp_path / "other/init/resenc/2d/fold_0", "init.json")
+    assert find_source(tmp_path / "other") == first
+
+
+def test_a_run_with_several_models_asks_which(tmp_path) -> None:
+    finished(tmp_path / "models/resenc/3d_fullres/fold_0")
+    finished(tmp_path / "models/plain/2d/fold_1")
+    finished(tmp_path / "init/resenc/3d_fullres/fold_0", "init.json")
+    with pytest.raises(UserError) as caught:
+        find_source(tmp_path)
+    said = str(caught.value)
+    assert "holds 3 trained models and first weights; which one is meant?" in said
+    assert f"--init {tmp_path / 'models/plain/2d'} (folds 1)" in said
+    assert f"--init {tmp_path / 'init/resenc/3d_fullres'} (folds 0)" in said
+
+
+def test_a_path_that_is_nothing_of_the_kind_is_refused(tmp_path) -> None:
+    with pytest.raises(UserError, match="there is no such folder; `auto`, `scratch`, a run folder or"):
+        find_source(tmp_path / "absent")
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="there is no such folder"):
+        find_source(tmp_path / "file")
+    (tmp_path / "models/resenc/3d_fullres/fold_0/resume").mkdir(parents=True)
+    with pytest.raises(UserError, match=r"nor finished models"):
+        find_source(tmp_path)
 
 
 # ---------------------------------------------------------------- the training that follows

@@ -131,6 +131,15 @@ def test_a_lowres_says_that_it_was_decided_on_before_measuring() -> None:
     assert LOWRES_DECISION not in unchanged.reasons
 
 
+def test_a_cascade_follows_the_measured_fullres() -> None:
+    plan, network, _ = refined(LARGE_CT, lambda network: 2 * network.memory_gib)
+    cascade = plan.configurations["3d_cascade_fullres"].networks["resenc"]
+    assert cascade == network.model_copy(update={"reasons": cascade.reasons})
+    assert cascade.reasons[:-1] == network.reasons and cascade.memory_measured_on == "a device"
+    other, _, _ = refined(LARGE_CT, lambda network: 2 * network.memory_gib, "2d")
+    assert other.configurations["3d_cascade_fullres"].networks["resenc"].memory_measured_on is None
+
+
 def test_parity_keeps_patch_and_batch_and_stores_the_number() -> None:
     plan, network, seen = refined(LARGE_CT, lambda network: 11.5, parity=True)
     by_rule = decide_plan(LARGE_CT, PlanSettings(memory_gib=MEMORY_GIB, architecture="resenc", nnunet_parity=True))

@@ -20,8 +20,9 @@ from autoseg.training import objective as module
 from autoseg.training.batches import Batch
 from autoseg.training.guiding import Guide, Words
 from autoseg.training.losses import deep_supervision_loss
-from autoseg.training.objective import LocationScale, Objective, RandomConvolution, Step, StyleContrast
+from autoseg.training.objective import Aim, LocationScale, Objective, RandomConvolution, Step, StyleContrast
 from autoseg.training.settings import TrainSettings
+from autoseg.training.targets import Targets
 
 SEED, STEP = 5, Step(17, 0.3)
 MEMBERS = torch.eye(3, dtype=torch.bool)[1:]
@@ -45,14 +46,15 @@ def batch_of(dimensions: int) -> Batch:
 def objective_of(
     method: str, network: Segmenter, dimensions: int, guide: Guide | None = None, seed: int = SEED
 ) -> Objective:
+    aim = Aim(Targets(MEMBERS), False)
     if method == "plain":
-        return Objective(network, guide, False, seed)
+        return Objective(network, guide, aim, seed)
     if method in ("gin", "gin2"):
-        return RandomConvolution(network, guide, False, seed, 2 if method == "gin2" else 1)
+        return RandomConvolution(network, guide, aim, seed, 2 if method == "gin2" else 1)
     if method == "slaug":
-        return LocationScale(network, guide, False, seed, MEMBERS)
+        return LocationScale(network, guide, aim, seed)
     torch.manual_seed(8)
-    return StyleContrast(network, guide, False, seed, ContentStyle(stem_channels(network), dimensions))
+    return StyleContrast(network, guide, aim, seed, ContentStyle(stem_channels(network), dimensions))
 
 
 def taken_gradients(*modules: torch.nn.Module) -> Gradients:
@@ -123,8 +125,8 @@ def test_chance_hangs_on_seed_and_step_alone(method: str, dimensions: int) -> No
 def test_neither_the_batch_nor_its_labels_are_changed(method: str, dimensions: int, monkeypatch) -> None:
     network, batch, before = network_of("plain", dimensions), batch_of(dimensions), batch_of(dimensions)
     labels = []
-    monkeypatch.setattr(module, "deep_supervision_loss", lambda logits, reference, batch_dice: (
-        labels.append(reference.clone()), deep_supervision_loss(logits, reference, batch_dice))[1])
+    monkeypatch.setattr(module, "deep_supervision_loss", lambda logits, reference, *others: (
+        labels.append(reference.clone()), deep_supervision_loss(logits, reference, *others))[1])
     objective_of(method, network, dimensions).backward(batch, STEP)
     assert len(labels) == {"plain": 1, "gin": 1, "gin2": 2, "slaug": 2, "ccsdg": 3}[method]
     for seen in (*labels, batch.labels):
@@ -315,7 +317,7 @@ def guide_of(network: Segmenter, route: str) -> Guide:
                               bank_sha256="", tower="", tower_sha256=None, tensors_sha256=None)
     settings = TrainSettings(text_guided=True, text_route=route)  # type: ignore[arg-type]
     planned = NetworkPlan.model_construct(patch_shape=PATCHES[2])
-    return Guide(Words(vectors[:2], vectors[2:], facts), network, planned, 2, settings, 3)
+    return Guide(Words(vectors[:2], vectors[2:], facts), network, planned, 2, settings, 3, Targets(MEMBERS))
 
 
 @pytest.mark.parametrize("route", ["alignment", "heads", "gram"])

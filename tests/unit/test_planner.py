@@ -1,12 +1,14 @@
 """Laws of the planner: what is asked for is planned or refused with a reason, and reasons say what was decided."""
 
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from autoseg.data.store import store_folder
 from autoseg.errors import UserError
 from autoseg.planning.architectures import build_topology
 from autoseg.planning.fingerprint import same_facts
@@ -151,7 +153,7 @@ def test_silly_batches_are_capped_and_the_reasons_name_both_numbers() -> None:
 # ---------------------------------------------------------------- configurations
 def test_lowres_exists_where_the_patch_sees_little_and_says_so() -> None:
     planned = plan(LARGE_CT)
-    assert set(planned.configurations) == {"2d", "3d_fullres", "3d_lowres"}
+    assert set(planned.configurations) == {"2d", "3d_fullres", "3d_lowres", "3d_cascade_fullres"}
     lowres = planned.configurations["3d_lowres"]
     assert lowres.next_stage == "3d_cascade_fullres"
     fullres = planned.configurations["3d_fullres"]
@@ -207,6 +209,46 @@ def test_flat_images_of_few_slices_shrink_without_losing_an_axis() -> None:
     """nnU-Net's search can shorten an axis of one voxel to nothing and then fails."""
     planned = plan(make_fingerprint((2, 700, 700), (9.0, 1.0, 1.0)), memory_gib=3.0)
     assert min(default_network(planned, "3d_fullres").patch_shape) >= 1
+
+
+# ---------------------------------------------------------------- the cascade
+@pytest.mark.parametrize("parity", [False, True])
+def test_a_cascade_is_fullres_with_channels_for_the_lowres_mask(parity: bool) -> None:
+    fingerprint = make_fingerprint((400, 512, 512), (1.0, 0.8, 0.8), names=("liver", "spleen", "stomach"))
+    planned = plan(fingerprint, nnunet_parity=parity)
+    cascade, full = planned.configurations["3d_cascade_fullres"], planned.configurations["3d_fullres"]
+    assert cascade.previous_stage == "3d_lowres" and full.previous_stage is None
+    network, other = default_network(planned, "3d_cascade_fullres"), default_network(planned, "3d_fullres")
+    assert network == other.model_copy(update={"reasons": network.reasons})
+    assert network.reasons[:-1] == other.reasons and "3 more channels" in network.reasons[-1]
+    assert (cascade.spacing, cascade.median_shape) == (full.spacing, full.median_shape)
+    assert store_record(planned, "3d_cascade_fullres") == store_record(planned, "3d_fullres")
+    folders = {store_folder(Path("run"), name, store_record(planned, name))
+               for name in ("3d_cascade_fullres", "3d_fullres")}
+    assert len(folders) == 1
+    assert [planned.input_channels(name) for name in ("3d_fullres", "3d_lowres", "3d_cascade_fullres")] == [1, 1, 4]
+    assert "3d_cascade_fullres  (after 3d_lowres" in describe_plan(planned, fingerprint)
+
+
+def test_a_cascade_takes_its_parts_along_and_exists_only_with_them() -> None:
+    parts = {"3d_fullres", "3d_lowres", "3d_cascade_fullres"}
+    assert set(plan(LARGE_CT, configurations=("3d_cascade_fullres",)).configurations) == parts
+    assert set(plan(LARGE_CT, configurations=("3d_fullres", "3d_lowres")).configurations) == parts - {
+        "3d_cascade_fullres"}
+    with pytest.raises(UserError, match="3d_cascade_fullres: the patch of 3d_fullres covers"):
+        plan(SMALL, configurations=("3d_cascade_fullres",))
+    assert any(reason.startswith("No 3d_lowres and no 3d_cascade_fullres") for reason in plan(SMALL).reasons)
+
+
+def test_a_plan_from_before_cascades_gets_one_with_the_next_network() -> None:
+    before = plan(LARGE_CT, configurations=("2d", "3d_fullres", "3d_lowres"))
+    for choices in ({}, {"configurations": ("3d_cascade_fullres",)}):
+        now = add_architecture(before, LARGE_CT, PlanSettings(architecture="plain", **choices))  # type: ignore[arg-type]
+        cascade, full = now.configurations["3d_cascade_fullres"], now.configurations["3d_fullres"]
+        assert cascade.networks.keys() == full.networks.keys() == {"resenc", "plain"}
+        assert cascade.architecture == "plain"
+    kept = add_architecture(before, LARGE_CT, PlanSettings(architecture="plain", configurations=("3d_fullres",)))
+    assert "3d_cascade_fullres" not in kept.configurations
 
 
 # ---------------------------------------------------------------- grid, labels, channels

@@ -10,10 +10,12 @@ from autoseg.errors import UserError
 from autoseg.evaluation.pairing import FilePair, pair_files
 from autoseg.evaluation.scoring import Tolerance, score_case, score_files, score_folders, summarize
 from autoseg.evaluation.table import format_table
+from autoseg.labelling import Labelled
 from autoseg.schema import CaseScores, LabelScores
 
 SPACING = (3.0, 1.0, 2.0)
-LABELS = {"background": 0, "tumor": 7, "edema": 300}
+ONE = Labelled(labels={"background": 0, "a": 1})
+LABELS = Labelled(labels={"background": 0, "tumor": 7, "edema": 300})
 
 
 def random_labels(seed: int, shape: tuple[int, int, int] = (6, 9, 8)) -> np.ndarray:
@@ -54,7 +56,7 @@ def test_a_flat_label_in_a_volume_is_scored_in_three_dimensions_and_a_flat_image
     shrunk = volume.copy()
     shrunk[1, 3, 3] = 0  # In 3-D every voxel of the one-slice label is boundary; in 2-D only its rim is.
     in_volume, in_image = (
-        score_case("a", ours, theirs, (1.0, 1.0, 1.0), labels={"a": 1}, tolerance=Tolerance(0.0)).labels["a"].nsd
+        score_case("a", ours, theirs, (1.0, 1.0, 1.0), labels=ONE, tolerance=Tolerance(0.0)).labels["a"].nsd
         for ours, theirs in ((shrunk, volume), (shrunk[1:2], volume[1:2]))
     )
     assert in_volume == pytest.approx((24 + 24) / (24 + 25))
@@ -64,8 +66,8 @@ def test_a_flat_label_in_a_volume_is_scored_in_three_dimensions_and_a_flat_image
 def test_a_label_in_neither_mask_is_null_and_one_in_one_mask_is_zero():
     prediction = np.zeros((4, 5, 6), dtype=np.uint8)
     prediction[1, 2, 3] = 2
-    scores = score_case("a", prediction, np.zeros_like(prediction), SPACING,
-                        labels={"absent": 1, "invented": 2}, tolerance=Tolerance()).labels
+    labels = Labelled(labels={"background": 0, "absent": 1, "invented": 2})
+    scores = score_case("a", prediction, np.zeros_like(prediction), SPACING, labels=labels, tolerance=Tolerance()).labels
     assert set(scores["absent"].model_dump().values()) == {None, 0.0}
     assert (scores["absent"].dice, scores["absent"].nsd, scores["absent"].hd95) == (None, None, None)
     assert (scores["invented"].dice, scores["invented"].nsd, scores["invented"].hd95) == (0.0, 0.0, None)

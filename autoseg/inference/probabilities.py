@@ -1,0 +1,156 @@
+"""From the logits of one or several models to masks and probabilities on the image's own grid, slab by slab.
+
+Several models are combined as nnU-Net does: the mean of their probabilities, each resampled (as logits) to the
+image's grid before. Outside the box of nonzero voxels background is certain, and no region is there.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Float32, Integer
+from scipy.special import expit
+
+from autoseg.data.preprocessing import Placement
+from autoseg.data.probability_files import writing_probabilities
+from autoseg.data.resampling import AxisOperator, linear_operators, resample_linear
+from autoseg.data.volume import Volume
+from autoseg.geometry import inverse_permutation, permuted
+from autoseg.inference.decoding import decode_labels
+from autoseg.labelling import Labelled
+
+SLAB_VALUES = 1 << 22  # probabilities of all channels in one slab: 16 MB, and as much again per step
+
+Slab = Float32[np.ndarray, "channel z y x"]
+
+
+@dataclass(frozen=True)
+class Part:
+    """One model's logits of a case, plan order on its prepared grid, and where that grid lies in the image."""
+
+    logits: Float32[np.ndarray, "class z y x"]
+    placement: Placement
+
+
+def segment(
+    parts: Sequence[Part], labelled: Labelled, like: Volume | None = None, probabilities: Path | None = None
+) -> Integer[np.ndarray, "z y x"]:
+    """Internal labels of the whole image in array order; regions painted as `labelled` says.
+
+    One model's mask is decoded from its logits, that of several from the mean of their probabilities.
+
+    Parameters
+    ----------
+    like, probabilities : the image, and the file that receives the probabilities on its grid; None: not written.
+    """
+    alone = _decoded(parts[0], labelled) if len(parts) == 1 else None
+    if probabilities is None:
+        return _mean_mask(parts, labelled) if alone is None else alone
+    assert like is not None
+    with writing_probabilities(probabilities, like, len(parts[0].logits)) as file:
+        if alone is None:
+            return _mean_mask(parts, labelled, file)
+        for rows, slab in mean_probabilities(parts, bool(labelled.regions)):
+            file[:, rows] = slab
+    return alone
+
+
+def mean_probabilities(parts: Sequence[Part], overlapping: bool) -> Iterator[tuple[slice, Slab]]:
+    """(slices of the image's first axis, their probabilities): the mean over the models, slab by slab.
+
+    Channels in the network's order. overlapping : channels are regions, each with a sigmoid; else a softmax.
+    """
+    channels = len(parts[0].logits)
+    depth, height, width = parts[0].placement.original_shape
+    thickness = max(1, SLAB_VALUES // (channels * height * width))
+    for start in range(0, depth, thickness):
+        rows = (start, min(start + thickness, depth))
+        total = _probabilities(parts[0], rows, overlapping)
+        for part in parts[1:]:
+            total += _probabilities(part, rows, overlapping)
+        if len(parts) > 1:
+            total /= len(parts)
+        yield slice(*rows), total
+
+
+def _decoded(part: Part, labelled: Labelled) -> Integer[np.ndarray, "z y x"]:
+    """The mask of one model."""
+    if labelled.regions:
+        return _mean_mask([part], labelled)
+    return decode_labels(part.logits, part.placement)
+
+
+def _mean_mask(
+    parts: Sequence[Part], labelled: Labelled, file: np.ndarray | None = None
+) -> Integer[np.ndarray, "z y x"]:
+    """The mask that the mean probabilities give, which also go to `file` (channel, z, y, x)."""
+    painted = painted_labels(labelled)
+    labels = np.zeros(parts[0].placement.original_shape, np.uint8 if len(labelled.labels) <= 256 else np.int16)
+    for rows, slab in mean_probabilities(parts, bool(labelled.regions)):
+        labels[rows] = _largest(slab, labels.dtype) if painted is None else _painted(slab, painted, labels.dtype)
+        if file is not None:
+            file[:, rows] = slab
+    return labels
+
+
+def painted_labels(labelled: Labelled) -> tuple[int, ...] | None:
+    """The internal label that each region is painted with, in order; None without regions."""
+    values = list(labelled.labels.values())
+    return tuple(values.index(region.painted) for region in labelled.regions) or None
+
+
+def _largest(slab: Slab, dtype: np.dtype[np.integer]) -> Integer[np.ndarray, "z y x"]:
+    """The most probable class; a tie goes to the lower one. Faster than argmax over a strided axis."""
+    best, labels = slab[0].copy(), np.zeros(slab.shape[1:], dtype)
+    for index in range(1, len(slab)):
+        np.maximum(labels, (slab[index] > best).astype(dtype) * dtype.type(index), out=labels)
+        np.maximum(best, slab[index], out=best)
+    return labels
+
+
+def _painted(slab: Slab, painted: Sequence[int], dtype: np.dtype[np.integer]) -> Integer[np.ndarray, "z y x"]:
+    labels = np.zeros(slab.shape[1:], dtype)
+    for probability, label in zip(slab, painted, strict=True):
+        labels[probability > 0.5] = label
+    return labels
+
+
+def _probabilities(part: Part, rows: tuple[int, int], overlapping: bool) -> Slab:
+    """One model's probabilities in slices [rows[0], rows[1]) of the image's first axis."""
+    placement = part.placement
+    slab = np.zeros((len(part.logits), rows[1] - rows[0], *placement.original_shape[1:]), np.float32)
+    if not overlapping:
+        slab[0] = 1
+    (low, high), *plane = placement.crop
+    start, stop = max(rows[0], low), min(rows[1], high)
+    if start < stop:
+        logits = _resampled(part, (start - low, stop - low))
+        inside = (slice(start - rows[0], stop - rows[0]), *(slice(*span) for span in plane))
+        slab[(slice(None), *inside)] = expit(logits) if overlapping else _softmax(logits)
+    return slab
+
+
+def _resampled(part: Part, rows: tuple[int, int]) -> Slab:
+    """Logits on the image's grid inside the box, in array order: slices [rows[0], rows[1]) of its first axis."""
+    placement = part.placement
+    spacing = permuted(placement.original_spacing, placement.axes)
+    operators: list[AxisOperator] = list(
+        linear_operators(placement.shape, placement.spacing, placement.cropped_shape, spacing)
+    )
+    across = placement.axes.index(0)
+    operators[across], read = operators[across].rows(*rows)
+    taken = tuple(slice(*read) if axis == across else slice(None) for axis in range(3))
+    one, two, three = operators
+    back = inverse_permutation(placement.axes)
+    return np.stack([
+        resample_linear(channel[taken], (one, two, three)).transpose(back) for channel in part.logits
+    ])
+
+
+def _softmax(logits: Slab) -> Slab:
+    """Over the first axis, in place."""
+    logits -= logits.max(axis=0)
+    np.exp(logits, out=logits)
+    logits /= logits.sum(axis=0)
+    return logits

@@ -1,0 +1,1 @@
+"""Models and plans of other tools, as ours."""
