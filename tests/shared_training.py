@@ -16,6 +16,7 @@ from autoseg.data.store import open_store, store_folder
 from autoseg.planning.planner import store_record
 from autoseg.records import read_record
 from autoseg.schema import Plan
+from autoseg.training import journal
 from autoseg.training.processes import ALONE, Processes, joined
 from autoseg.training.session import Session, replace_record, train_session
 from autoseg.training.settings import TrainSettings
@@ -32,7 +33,7 @@ JOBS: dict[str, dict[str, object]] = {
 
 
 def train_job(run: Path, folder: Path, job: str, batch: int, processes: Processes = ALONE) -> None:
-    """Train one of `JOBS` for four steps with augmentation, each process on batches of `batch` samples."""
+    """Train one of `JOBS` for three steps with augmentation, each process on batches of `batch` samples."""
     choices = dict(JOBS[job])
     batch_dice, annotated = choices.pop("batch_dice"), choices.pop("annotated", {})
     plan = read_record(Plan, run / "plan.json")
@@ -42,7 +43,7 @@ def train_job(run: Path, folder: Path, job: str, batch: int, processes: Processe
         CONFIGURATION: configuration.model_copy(update={"networks": {"resenc": network}})}})
     store = open_store(store_folder(run, CONFIGURATION, store_record(plan, CONFIGURATION)))
     split = read_splits(run / "splits.json", sorted(store.cases))[0]
-    settings = replace(TrainSettings(epochs=2, steps_per_epoch=2, validation_steps=1, precision="float32"), **choices)
+    settings = replace(TrainSettings(epochs=1, steps_per_epoch=3, validation_steps=1, precision="float32"), **choices)
     train_session(Session(
         plan=plan, configuration=CONFIGURATION, architecture="resenc", name="test", fold="0", settings=settings,
         optimizer=network.optimizer, seed=5, store=store, train_ids=tuple(split.train), validation_ids=tuple(split.val),
@@ -58,6 +59,7 @@ def largest_difference(one: Path, other: Path) -> float:
 
 
 if __name__ == "__main__":
+    journal.draw_progress = lambda *_: None  # pictures take longer than these trainings
     with joined(torch.device("cpu")) as together:
         for job_name in JOBS if len(sys.argv) == 3 else sys.argv[3:]:
             train_job(Path(sys.argv[1]), Path(sys.argv[2]), job_name, BATCH, together)

@@ -68,8 +68,8 @@ class FirstStage:
         return folder / "training_cases" / info.weights_sha256[:8] if fold == ALL else folder / "validation"
 
     def _predict(self, fold: str, cases: Sequence[Case], device: torch.device) -> None:
-        logger.info("%s, %s, fold %s: masks of %d cases for the cascade", self.stage.name, self.stage.configuration,
-                    fold, len(cases))
+        logger.info("%s, %s, fold %s: masks of %d case%s for the cascade", self.stage.name, self.stage.configuration,
+                    fold, len(cases), "s" * (len(cases) != 1))
         member = Member([read_model(self.folds[fold][0])])
         _, failures = predict_members(cases, [member], self._folder(fold), PredictSettings(device=device))
         if failures:

@@ -34,7 +34,8 @@ class TrainingJob:
     `parts`: all that is optimized, the network among it (in plain training the network alone). `objective`: what a
     step computes. `foreground_names`: of what has a pseudo-Dice. `precision`: of the forward pass (autocast);
     losses are float32. `scaler` scales losses for float16 and does nothing otherwise. `optimizer_plan`: what
-    `optimizer` was made from. `seed`: of the layers that draw. `processes`: those that train together, each on its part of every batch.
+    `optimizer` was made from. `seed`: of the layers that draw. `processes`: those that train together, each on its
+    part of every batch.
     """
 
     network: Segmenter

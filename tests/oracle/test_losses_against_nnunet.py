@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from autoseg.labelling import Labelled, Region
 from autoseg.training.losses import (
     deep_supervision_loss,
     dice_and_cross_entropy,
@@ -14,11 +15,12 @@ from autoseg.training.losses import (
     downsample_labels,
     level_weights,
 )
+from autoseg.training.targets import make_targets
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
     from batchgeneratorsv2.transforms.utils.deep_supervision_downsampling import DownsampleSegForDSTransform
-    from nnunetv2.training.loss.compound_losses import DC_and_CE_loss
+    from nnunetv2.training.loss.compound_losses import DC_and_BCE_loss, DC_and_CE_loss
     from nnunetv2.training.loss.deep_supervision import DeepSupervisionWrapper
     from nnunetv2.training.loss.dice import MemoryEfficientSoftDiceLoss, get_tp_fp_fn_tn
 
@@ -105,3 +107,29 @@ def test_dice_counts() -> None:
     true, false_positive, false_negative, _ = get_tp_fp_fn_tn(hard, labels[:, None], axes=[0, 2, 3, 4])
     expected = torch.stack((true, false_positive, false_negative), dim=1)[1:]
     assert torch.equal(dice_counts(logits, labels), expected.long())
+
+
+REGIONS = Labelled(labels={"background": 0, "edema": 1, "core": 2, "enhancing": 3}, regions=(
+    Region(name="whole", values=(1, 2, 3), painted=1), Region(name="inner", values=(2, 3), painted=2),
+    Region(name="enhancing", values=(3,), painted=3)))
+
+
+@pytest.mark.parametrize("batch_dice", [True, False])
+def test_regions(batch_dice: bool) -> None:
+    logits, labels = draw((4, 6, 8), 3, 4)
+    targets = make_targets(REGIONS, {}, torch.device("cpu"))
+    dice = {"batch_dice": batch_dice, "smooth": 1e-5, "do_bg": True, "ddp": False}
+    peer = DC_and_BCE_loss({}, dice, dice_class=MemoryEfficientSoftDiceLoss)
+    one_hot = torch.stack([torch.isin(labels, torch.tensor(region.values)) for region in REGIONS.regions], dim=1)
+    found = dice_and_cross_entropy(logits, labels, batch_dice, targets)
+    torch.testing.assert_close(found, peer(logits, one_hot.float()))
+
+
+@pytest.mark.parametrize("batch_dice", [True, False])
+def test_the_ignore_label(batch_dice: bool) -> None:
+    logits, labels = draw((4, 6, 8), 3, 4)  # 3 is the ignore label
+    labelled = Labelled(labels={"background": 0, "a": 1, "b": 2}, ignore=3)
+    dice = {"batch_dice": batch_dice, "smooth": 1e-5, "do_bg": False, "ddp": False}
+    peer = DC_and_CE_loss(dice, {}, ignore_label=3, dice_class=MemoryEfficientSoftDiceLoss)
+    found = dice_and_cross_entropy(logits, labels, batch_dice, make_targets(labelled, {}, torch.device("cpu")))
+    torch.testing.assert_close(found, peer(logits, labels[:, None]))

@@ -168,7 +168,7 @@ def guide_of(settings: TrainSettings, folder: Path) -> tuple[Guide, Segmenter]:
     torch.manual_seed(5)
     planned = plan_of(EXAMPLE)
     network = build_network(EXAMPLE.architecture, planned, 2, len(LABELS) + 1)
-    return Guide(words_of(settings, folder), network, planned, 2, settings, 7, Targets(label_members(3))), network
+    return Guide(words_of(settings, folder), network, planned, 2, settings, 7, Targets(label_members(4))), network
 
 
 def labels_of() -> Tensor:

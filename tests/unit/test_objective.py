@@ -346,9 +346,9 @@ def test_consistency_is_between_a_view_and_the_one_before_it(monkeypatch) -> Non
     given: list[object] = []
     loss: Callable = guide.loss
 
-    def spy(maps, labels, share, other):
+    def spy(maps, labels, share, other, annotated):
         others.append(other)
-        result = loss(maps, labels, share, other)
+        result = loss(maps, labels, share, other, annotated)
         given.append(result[1])
         return result
 

@@ -67,7 +67,8 @@ def test_a_label_in_neither_mask_is_null_and_one_in_one_mask_is_zero():
     prediction = np.zeros((4, 5, 6), dtype=np.uint8)
     prediction[1, 2, 3] = 2
     labels = Labelled(labels={"background": 0, "absent": 1, "invented": 2})
-    scores = score_case("a", prediction, np.zeros_like(prediction), SPACING, labels=labels, tolerance=Tolerance()).labels
+    scores = score_case("a", prediction, np.zeros_like(prediction), SPACING, labels=labels,
+                        tolerance=Tolerance()).labels
     assert set(scores["absent"].model_dump().values()) == {None, 0.0}
     assert (scores["absent"].dice, scores["absent"].nsd, scores["absent"].hd95) == (None, None, None)
     assert (scores["invented"].dice, scores["invented"].nsd, scores["invented"].hd95) == (0.0, 0.0, None)
