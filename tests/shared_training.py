@@ -58,8 +58,26 @@ def largest_difference(one: Path, other: Path) -> float:
     return max(float(abs(first[name] - second[name]).max()) for name in first)
 
 
+def check_agreements(processes: Processes) -> None:
+    """What two processes sum and agree on, in each of them."""
+    first = processes.is_first
+    layer = torch.nn.Linear(2, 1)
+    layer.register_parameter("frozen", torch.nn.Parameter(torch.ones(1), requires_grad=False))
+    layer.register_parameter("unused", torch.nn.Parameter(torch.ones(1)))
+    layer.weight.grad = torch.tensor([[1.0, torch.inf if first else 1.0]])
+    layer.bias.grad = None if first else torch.tensor([3.0])
+    processes.average_gradients(layer)
+    assert layer.weight.grad.tolist() == [[1.0, torch.inf]]
+    assert layer.bias.grad is not None and layer.bias.grad.tolist() == [1.5]
+    assert layer.frozen.grad is None and layer.unused.grad is None
+    assert processes.agree(7.0 if first else 9.0, stop=not first) == (7.0, True)
+    assert processes.texts("ä" * (processes.rank + 1)) == ["ä", "ää"]
+    assert processes.means([torch.tensor(float(processes.rank))]) == [0.5]
+
+
 if __name__ == "__main__":
     journal.draw_progress = lambda *_: None  # pictures take longer than these trainings
     with joined(torch.device("cpu")) as together:
+        check_agreements(together)
         for job_name in JOBS if len(sys.argv) == 3 else sys.argv[3:]:
             train_job(Path(sys.argv[1]), Path(sys.argv[2]), job_name, BATCH, together)

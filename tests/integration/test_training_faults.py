@@ -84,7 +84,7 @@ def test_validation_that_fails_for_every_case_says_why_and_keeps_the_model(place
 
 def test_one_validation_case_that_fails_is_status_3(planned, tmp_path, monkeypatch):
     plan(write_dataset(tmp_path / "dataset", cases=10), run=tmp_path / "run", workers=1)
-    whole = fold_training.predict_cases
+    whole = fold_training.predict_members
 
     def lose_one(cases, models, output, settings):
         broken = cases[0].images[0]
@@ -95,7 +95,7 @@ def test_one_validation_case_that_fails_is_status_3(planned, tmp_path, monkeypat
         finally:
             broken.write_bytes(content)
 
-    monkeypatch.setattr(fold_training, "predict_cases", lose_one)
+    monkeypatch.setattr(fold_training, "predict_members", lose_one)
     assert train(run=tmp_path / "run", **SHORT) == 3
     [failures] = tmp_path.rglob("failures.json")
     [scores] = tmp_path.rglob("scores.json")
