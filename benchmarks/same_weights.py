@@ -1,6 +1,6 @@
 """The same weights in nnU-Net v2 and, imported, in autoseg: do both compute the same logits and the same masks?
 
-    python benchmarks/same_weights.py --work DIR [--data ../shared/data/seg] [--only hippocampus brats] [--cases 2]
+    OMP_NUM_THREADS=1 python benchmarks/same_weights.py --work DIR [--only hippocampus brats-regions] [--cases 2]
 
 nnU-Net's own planner plans each dataset; two folds of networks with random weights are written as its trainer writes
 them, brought along by `autoseg import-nnunet`, and predicted on the CPU: by nnU-Net's predictor, by its windows summed
@@ -92,7 +92,7 @@ def main() -> None:
         print_table(name, results[name])
     used = os.times()
     write_results("same_weights", {
-        "command": f"python benchmarks/same_weights.py --work DIR --cases {arguments.cases}",
+        "command": f"OMP_NUM_THREADS=1 python benchmarks/same_weights.py --work DIR --cases {arguments.cases}",
         "limits": LIMITS, "half_is_compared_where_weights_exceed": HEAVY,
         "processor_seconds": round(used.user + used.system + used.children_user + used.children_system),
         "studies": results, "all_within": all(all(result["within"].values()) for result in results.values()),

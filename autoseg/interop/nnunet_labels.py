@@ -29,7 +29,7 @@ def read_labels(manifest: DatasetManifest) -> tuple[Labelled | None, list[str]]:
                         f"{values[-1] + 1}, was expected")
     regions, region_problems = read_regions(entries, manifest.regions_class_order)
     problems += region_problems
-    if not regions and values != list(range(len(entries))):
+    if not regions and not region_problems and values != list(range(len(entries))):
         problems.append(f"labels: the values are {', '.join(map(str, values))} for {len(entries)} names; 0, 1, 2, … "
                         "were expected, one name each")
     if problems:

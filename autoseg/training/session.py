@@ -282,10 +282,11 @@ def _matching_facts(session: Session) -> ResumeFacts:
                 "optimizer": "the optimizer", "init_sha256": "the first weights (--init)", "freeze": "--freeze",
                 "method": "--domain-generalization or --text-guided", "words": "the text bank (--text-bank)",
                 "previous": "the previous stage's masks (of other weights now)",
+                "targets": "regions or annotated_labels in dataset.json",
                 "processes": "the number of processes (torchrun), each of which computes a batch"}
     # Begun before there were any:
     facts = {"init_sha256": None, "method": PLAIN, "words": None, "freeze": "none", "previous": None,
-             "processes": 1, **facts}
+             "targets": None, "processes": 1, **facts}
     if absent := [name for name in compared if name not in facts]:
         raise UserError(f"--resume: {session.folder} was begun by another version of autoseg ({', '.join(absent)} "
                         "not recorded).\nContinue with that version, or start anew with --overwrite.")
@@ -310,7 +311,14 @@ def _facts(session: Session) -> ResumeFacts:
             "freeze": session.settings.freeze, "method": _method(session.settings),
             "words": None if session.words is None else _words_facts(session.words),
             "previous": None if session.previous is None else session.previous.identity,
-            "settings": session.settings.flat()}
+            "targets": _targets_facts(session), "settings": session.settings.flat()}
+
+
+def _targets_facts(session: Session) -> str | None:
+    """Changes with regions and with what is annotated; None without either."""
+    regions = [region.model_dump(mode="json") for region in session.plan.regions]
+    annotated = sorted((case, list(names)) for case, names in session.annotated.items())
+    return content_hash([regions, annotated]) if regions or annotated else None
 
 
 def _method(settings: TrainSettings) -> list[str | bool | int]:

@@ -145,7 +145,7 @@ LABELS = {
     "lists of one": ({"background": [0], "a": [1]}, None),
     "ignore": ({"background": 0, "a": 1, "ignore": 2}, None),
     "regions": ({"background": 0, "whole": [1, 2, 3], "core": [2, 3], "enhancing": [3]}, [1, 2, 3]),
-    "regions, number, gap, ignore": ({"whole": [2, 5], "background": 0, "core": 5, "ignore": 6}, [1, 2]),
+    "regions, number, gap, ignore": ({"whole": [2, 5], "background": 0, "core": 5, "ignore": 6}, [2, 5]),
 }
 
 
