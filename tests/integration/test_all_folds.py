@@ -101,6 +101,7 @@ def test_an_interrupted_chain_goes_on_where_it_was_and_equals_an_uninterrupted_o
         assert same(weights_of(ours), weights_of(theirs))
 
 
+@pytest.mark.slow
 def test_overwriting_starts_all_folds_anew_and_survives_a_stop(run, trained, monkeypatch):
     shutil.copytree(trained / "models", run / "models")
     marks = [folder / "mark" for folder in folds_of(run)]

@@ -116,6 +116,7 @@ def test_every_mask_is_of_the_fold_that_has_not_seen_the_case(trained):
 
 
 @pytest.mark.parametrize(("stage", "fold"), [(LOWRES, "1"), (CASCADE, "0")])
+@pytest.mark.slow
 def test_a_stopped_chain_goes_on_and_equals_one_in_one_go(run, trained, monkeypatch, stage, fold):
     if stage == CASCADE:
         shutil.copytree(trained / "models", run / "models")
@@ -140,6 +141,7 @@ def test_a_cascade_predicts_images(trained, tmp_path):
     assert set(np.unique(np.asanyarray(mask.dataobj))) <= set(LABELS.values())
 
 
+@pytest.mark.slow
 def test_all_folds_share_one_first_stage_and_are_validated_with_the_same_fold_of_it(run, trained, monkeypatch):
     shutil.copytree(trained / "models", run / "models")
     before = {path: path.read_bytes() for path in (run / "models").rglob("weights.safetensors")}
@@ -157,6 +159,7 @@ def test_all_folds_share_one_first_stage_and_are_validated_with_the_same_fold_of
     assert [folder.name for folder in folds_of(run, CASCADE)] == ["fold_0", "fold_1", "fold_2"]
 
 
+@pytest.mark.slow
 def test_all_cases_take_masks_of_the_network_that_was_trained_on_all(run):
     assert train(run=run, configuration=CASCADE, fold="all", **SHORT) == 0
     assert [folder.name for folder in folds_of(run, LOWRES)] == ["fold_all"]
@@ -187,6 +190,7 @@ def test_masks_that_are_missing_or_of_other_weights_are_made_again(run, trained,
         train(run=run, configuration=CASCADE, fold="1", resume=True, **SHORT)
 
 
+@pytest.mark.slow
 def test_a_first_stage_of_another_name(run, trained):
     shutil.copytree(trained / "models", run / "models")
     (folder,) = {fold.parents[1] for fold in folds_of(run, LOWRES)}

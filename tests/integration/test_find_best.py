@@ -17,11 +17,11 @@ from autoseg.data.dataset import open_dataset
 from autoseg.data.splits import write_splits
 from autoseg.errors import UserError
 from autoseg.evaluation.pairing import FilePair
+from autoseg.evaluation.scoring import score_files
 from autoseg.inference import computing, pairs
 from autoseg.inference.best import read_best
 from autoseg.inference.postprocessing import keep_largest
 from autoseg.inference.prediction import PredictSettings, predict_cases, predict_members
-from autoseg.inference.scoring import score_masks
 from autoseg.inference.trained import Reader, list_models
 from autoseg.networks.checkpoint import read_model
 from autoseg.records import read_record, write_record
@@ -44,7 +44,7 @@ class Place:
         predict_members(cases, [Reader().member(model, (fold,), (fold,))], folder / "validation", SETTINGS)
         masks = [FilePair(case.id, folder / "validation" / f"{case.id}.nii.gz", case.label) for case in cases]
         info = read_record(CheckpointInfo, folder / "model.json")
-        write_record(score_masks(masks, info, 1), folder / "scores.json")
+        write_record(score_files(masks, info), folder / "scores.json")
 
 
 @pytest.fixture

@@ -57,6 +57,7 @@ def test_two_processes_train_as_one_with_twice_the_batch(run, tmp_path, monkeypa
     assert largest_difference(tmp_path / "two/batch-dice", tmp_path / "two/views-streamed") > 1e-4
 
 
+@pytest.mark.slow
 def test_a_shared_training_leaves_what_a_training_leaves_and_goes_on_with_as_many(run, tmp_path):
     preset = tmp_path / "short.toml"
     preset.write_text(PRESET)
