@@ -9,6 +9,8 @@ from pydantic import Field
 
 from autoseg.records import Record
 
+BACKGROUND, IGNORE = "background", "ignore"
+
 
 class Region(Record):
     """A union of labels that a network gives as a mask of its own; regions may overlap.
@@ -99,4 +101,4 @@ def name_parts(entries: Mapping[str, tuple[int, ...]]) -> dict[str, int]:
     """Name → value of every value in `entries`, ascending; `value_<n>` where no entry is that value alone."""
     named = {values[0]: name for name, values in reversed(list(entries.items())) if len(values) == 1}
     values = sorted({value for entry in entries.values() for value in entry} | {0})
-    return {named.get(value, f"value_{value}" if value else "background"): value for value in values}
+    return {named.get(value, f"value_{value}" if value else BACKGROUND): value for value in values}

@@ -28,8 +28,8 @@ class ListedCase(ForeignRecord):
 class DatasetManifest(ForeignRecord):
     """`dataset.json`, as its keys stand in the file; `autoseg.data.dataset` interprets them.
 
-    `labels` is name → value (v2) or value → name (v1, MSD); `channel_names` may be called `modality`. Ours:
-    `annotated_labels`, of the cases in which not all are; `patients`, case → patient.
+    `labels` is name → value (v2) or value → name (v1, MSD); `channel_names` may be called `modality`. Ours: `patients`,
+    case → patient; `annotated_labels`, of cases in which not all are.
     """
 
     channel_names: dict[str, str] | None = None
@@ -250,11 +250,6 @@ class StoreRecord(Record):
     normalization: tuple[ChannelNormalization, ...]
     labels: dict[str, int]
     ignore: int | None = None
-
-    @property
-    def values(self) -> tuple[int, ...]:
-        """The files' value of every internal label, the ignore label last."""
-        return Labelled(labels=self.labels, ignore=self.ignore).values
 
     @property
     def facts(self) -> dict[str, object]:

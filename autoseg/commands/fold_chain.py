@@ -6,10 +6,11 @@ from dataclasses import replace
 from pathlib import Path
 
 from autoseg.commands.beginning import check_name, choose_beginning, model_folder
-from autoseg.commands.fold_training import SCORES_NAME, FoldRequest, Stopped, TrainedFold, train_fold
+from autoseg.commands.fold_training import FoldRequest, Stopped, TrainedFold, train_fold
 from autoseg.data.dataset import open_dataset
 from autoseg.data.splits import splits_of_run, training_cases
 from autoseg.errors import UserError
+from autoseg.inference.ranking import SCORES_NAME
 from autoseg.recording import Recording
 from autoseg.records import read_record
 from autoseg.schema import CheckpointInfo, Plan, Scores

@@ -5,8 +5,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from autoseg.commands.fold_training import SCORES_NAME, TrainedFold
+from autoseg.commands.fold_training import TrainedFold
 from autoseg.evaluation.pooling import format_fold_table, pool_scores
+from autoseg.inference.ranking import SCORES_NAME
 from autoseg.launch import launched
 from autoseg.records import write_record
 from autoseg.schema import Scores

@@ -29,6 +29,7 @@ from autoseg.evaluation.pairing import FilePair
 from autoseg.evaluation.scoring import score_files
 from autoseg.inference.device import choose_device
 from autoseg.inference.prediction import PredictSettings, predict_members
+from autoseg.inference.ranking import SCORES_NAME, VALIDATION
 from autoseg.inference.trained import Reader, TrainedModel
 from autoseg.initialization.transfer import with_warmup
 from autoseg.networks.weight_transfer import NetworkFacts, input_names
@@ -46,7 +47,6 @@ from autoseg.training.settings import TrainSettings, override
 if TYPE_CHECKING:
     from autoseg.training.guiding import Words
 
-SCORES_NAME = "scores.json"
 logger = logging.getLogger("autoseg")
 
 
@@ -268,7 +268,7 @@ def _validate(cases: list[Case], session: Session, recording: Recording) -> Scor
 
     A cascade's masks are those of the same fold of its first stage: the others have seen these cases.
     """
-    plan, output = session.plan, session.folder / "validation"
+    plan, output = session.plan, session.folder / VALIDATION
     trained = TrainedModel(session.name, session.configuration, (session.fold,), session.folder.parent)
     settings = PredictSettings(device=session.device, overwrite=True)
     member = Reader().member(trained, trained.folds, trained.folds)

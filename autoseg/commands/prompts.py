@@ -93,18 +93,14 @@ def prompts(
 
 def _of_plan(run: Path) -> Subject:
     plan = read_plan(run)
-    return Subject(plan.name, _foreground(plan.labels), plan.channel_names)
+    return Subject(plan.name, tuple(plan.foreground), plan.channel_names)
 
 
 def _of_dataset(folder: Path) -> Subject:
     declared = read_declarations(folder)
     if declared.problems:
         raise all_of(declared.problems, f"{folder} cannot name the labels:", "Correct dataset.json.")
-    return Subject(declared.name, _foreground(declared.labels), declared.channel_names)
-
-
-def _foreground(labels: Mapping[str, int]) -> tuple[str, ...]:
-    return tuple(name for name, value in labels.items() if value != 0)
+    return Subject(declared.name, tuple(declared.labelled.foreground), declared.channel_names)
 
 
 def _by_lexicon(labels: Sequence[str], entries: Mapping[str, Entry]) -> Sentences:

@@ -85,7 +85,7 @@ def train(  # noqa: PLR0913 (a command's options)
     ] = None,
     domain_generalization: Annotated[
         DomainGeneralization | None,
-        Parameter(help="Views of the images, so that the network survives another scanner, sequence or modality: "
+        Parameter(help="Views of the images, for a network that is to meet another scanner, sequence or modality: "
                        "`gin` random convolutions, `slaug` curves per organ (two passes), `ccsdg` content and style "
                        "(three passes)."),
     ] = None,

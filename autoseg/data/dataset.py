@@ -3,6 +3,7 @@
 import os
 import re
 from collections import Counter, defaultdict
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -59,8 +60,13 @@ class Dataset:
 
     @property
     def annotated(self) -> dict[str, tuple[str, ...]]:
-        """Case → the names annotated in it, of the cases in which not all are."""
-        return {case.id: case.annotated for case in self.cases if case.annotated is not None}
+        """As `annotated_in`, of all cases."""
+        return annotated_in(self.cases)
+
+
+def annotated_in(cases: Iterable[Case]) -> dict[str, tuple[str, ...]]:
+    """Case → the names annotated in it, of the cases in which not all are."""
+    return {case.id: case.annotated for case in cases if case.annotated is not None}
 
 
 def open_dataset(folder: Path) -> Dataset:

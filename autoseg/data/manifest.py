@@ -5,11 +5,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from autoseg.errors import UserError
-from autoseg.labelling import Labelled, Region, name_parts, read_regions
+from autoseg.labelling import BACKGROUND, IGNORE, Labelled, Region, name_parts, read_regions
 from autoseg.records import parse_record, read_json
 from autoseg.schema import DatasetManifest, ListedCase
 
-BACKGROUND, IGNORE = "background", "ignore"
 LAYOUT = """Expected layout (nnU-Net's):
   dataset.json  {"channel_names": {"0": "T1"}, "labels": {"background": 0, "tumor": 1}}
   imagesTr/     case1_0000.nii.gz, case2_0000.nii.gz, … (_0000 is the channel)

@@ -100,9 +100,13 @@ def prepare_case(
     here it stays 0 throughout.
     """
     prepared = prepare_image(loaded.image, store)
-    where = prepared.placement
-    labels = _cropped(loaded.labels[None], where)[0]
-    return prepared, resample_labels(labels, where.cropped_spacing, where.shape, where.spacing)
+    return prepared, labels_on_grid(loaded.labels, prepared.placement)
+
+
+def labels_on_grid(labels: Integer[np.ndarray, "z y x"], where: Placement) -> Integer[np.ndarray, "z2 y2 x2"]:
+    """Internal labels of a whole image (array order) on its prepared grid, cropped and resampled (plan order)."""
+    cropped = _cropped(labels[None], where)[0]
+    return resample_labels(cropped, where.cropped_spacing, where.shape, where.spacing)
 
 
 def place(volume: Volume, store: StoreRecord) -> Placement:

@@ -11,8 +11,7 @@ from pathlib import Path
 
 from autoseg.data.labels import to_internal
 from autoseg.data.parallel import map_cases
-from autoseg.data.preprocessing import Placement
-from autoseg.data.previous_stage import previous_on_grid
+from autoseg.data.preprocessing import Placement, labels_on_grid
 from autoseg.data.store import Store, write_array
 from autoseg.data.volume import read_labels
 from autoseg.errors import UserError, all_of
@@ -127,7 +126,7 @@ def _store_mask(source: MaskSource, store: Store, home: Path) -> PreviousMaskRec
     except ValueError as error:
         return f"{source.path}: {error}"
     path.unlink(missing_ok=True)
-    write_array(array, previous_on_grid(internal, placement_of(case, store.record.axes)), in_slices=False)
+    write_array(array, labels_on_grid(internal, placement_of(case, store.record.axes)), in_slices=False)
     write_record(record, path)
     return record
 

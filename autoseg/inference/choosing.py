@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 
-from autoseg.data.dataset import Case
+from autoseg.data.dataset import Case, annotated_in
 from autoseg.errors import UserError
 from autoseg.evaluation.pairing import FilePair
 from autoseg.inference.best import Best, Candidate, ChosenModel
@@ -39,18 +39,13 @@ def choose(
     for pair in comparison.pairs if ensembles else ():
         scores = {
             fold: score_pair_fold(run, pair, fold, _pairs(run, pair, fold, splits[fold], plan.file_ending), plan,
-                                  _annotated(splits[fold]), workers)
+                                  annotated_in(splits[fold]), workers)
             for fold in comparison.folds
         }
         found.append((pair, candidate(pair, scores)))
     order = ranked([one for _, one in found])
     members = next(members for members, one in found if one is order[0])
     return _best(run, members, order, comparison, splits, plan, workers)
-
-
-def _annotated(cases: Sequence[Case]) -> dict[str, tuple[str, ...]]:
-    """What is annotated, of the cases in which not everything is."""
-    return {case.id: case.annotated for case in cases if case.annotated is not None}
 
 
 def _best(  # noqa: PLR0913

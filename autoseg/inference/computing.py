@@ -7,8 +7,8 @@ import numpy as np
 import torch
 from jaxtyping import Float32
 
-from autoseg.data.preprocessing import PreparedImage, prepare_image
-from autoseg.data.previous_stage import one_hot, previous_on_grid
+from autoseg.data.preprocessing import PreparedImage, labels_on_grid, prepare_image
+from autoseg.data.previous_stage import one_hot
 from autoseg.data.volume import Volume
 from autoseg.inference.ensembling import Ensemble, predict_logits_of
 from autoseg.inference.probabilities import Part, segment
@@ -70,7 +70,7 @@ def _compute(
     if ensemble.previous is not None:
         first = _compute(prepared, ensemble.previous, where, advance, done)
         mask = segment([first], ensemble.previous.info)
-        image = with_previous(image, previous_on_grid(mask, own.placement), len(ensemble.info.labels))
+        image = with_previous(image, labels_on_grid(mask, own.placement), len(ensemble.info.labels))
 
     def report(windows: int, total: int) -> None:
         advance(f"{ensemble.info.name} {ensemble.info.configuration}", windows, total)

@@ -70,7 +70,8 @@ def predict_pairs(run: Path, comparison: Comparison, splits: Splits, ending: str
 
 def score_pair_fold(
     run: Path, pair: Sequence[Validated], fold: str, pairs: Sequence[FilePair], labelled: Labelled,
-    annotated: Mapping[str, tuple[str, ...]], workers: int,) -> Scores:
+    annotated: Mapping[str, tuple[str, ...]], workers: int,
+) -> Scores:  # fmt: skip
     """The scores of a pair's masks in one fold; kept beside them."""
     path = pair_folder(run, pair, fold) / SCORES_NAME
     if path.is_file():

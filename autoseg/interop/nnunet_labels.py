@@ -1,9 +1,7 @@
 """What the labels of nnU-Net's dataset.json mean, in the order of its network's channels."""
 
-from autoseg.labelling import Labelled, name_parts, read_regions
+from autoseg.labelling import BACKGROUND, IGNORE, Labelled, name_parts, read_regions
 from autoseg.schema import DatasetManifest
-
-BACKGROUND, IGNORE = "background", "ignore"
 
 
 def read_labels(manifest: DatasetManifest) -> tuple[Labelled | None, list[str]]:

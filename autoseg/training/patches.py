@@ -69,7 +69,7 @@ class StepReader:
         draw = draw_sample(rng, self, sample, position, case)
         start, stop = region_box(draw, self.patch_shape, case.info.shape)
         image, labels = read_region(case, start, stop)
-        previous = None if case.previous is None else read_labels(case.previous, start, stop)
+        previous = None if case.previous is None else read_box(case.previous, start, stop)
         return RawSample(draw=draw, case_id=case.info.id, image=image, labels=labels, origin=start, previous=previous)
 
 
@@ -140,36 +140,24 @@ def read_region(
     case: CaseArrays, start: Position, stop: Position
 ) -> tuple[Float[np.ndarray, "channel z y x"], Integer[np.ndarray, "z y x"]]:
     """Image and labels of a box of a case; zero (and background) outside the stored image."""
+    return read_box(case.image, start, stop), read_box(case.labels, start, stop)
+
+
+def read_box(array: Any, start: Position, stop: Position) -> np.ndarray:
+    """A box of a stored array (…, z, y, x), np.ndarray or blosc2.NDArray; zero outside of it."""
+    leading = (slice(None),) * (array.ndim - 3)
     inside = tuple(
         slice(max(first, 0), max(min(last, extent), 0))
-        for first, last, extent in zip(start, stop, case.info.shape, strict=True)
+        for first, last, extent in zip(start, stop, array.shape[-3:], strict=True)
     )
-    image, labels = case.image[(slice(None), *inside)], case.labels[inside]
+    part: np.ndarray = array[(*leading, *inside)]
     extents = tuple(last - first for first, last in zip(start, stop, strict=True))
-    if labels.shape == extents:
-        return image, labels
+    if part.shape[-3:] == extents:
+        return part
+    padded = np.zeros((*part.shape[:-3], *extents), part.dtype)
     target = tuple(
-        slice(part.start - first, part.start - first + length)
-        for part, first, length in zip(inside, start, labels.shape, strict=True)
-    )
-    padded_image = np.zeros((image.shape[0], *extents), image.dtype)
-    padded_labels = np.zeros(extents, labels.dtype)
-    padded_image[(slice(None), *target)] = image
-    padded_labels[target] = labels
-    return padded_image, padded_labels
-
-
-def read_labels(labels: Any, start: Position, stop: Position) -> Integer[np.ndarray, "z y x"]:
-    """A box of stored labels (an array or blosc2.NDArray), background outside."""
-    inside = tuple(
-        slice(max(first, 0), max(min(last, extent), 0))
-        for first, last, extent in zip(start, stop, labels.shape, strict=True)
-    )
-    part = labels[inside]
-    extents = tuple(last - first for first, last in zip(start, stop, strict=True))
-    padded = np.zeros(extents, part.dtype)
-    padded[tuple(
         slice(kept.start - first, kept.start - first + length)
-        for kept, first, length in zip(inside, start, part.shape, strict=True)
-    )] = part
+        for kept, first, length in zip(inside, start, part.shape[-3:], strict=True)
+    )
+    padded[(*leading, *target)] = part
     return padded

@@ -162,7 +162,7 @@ def _batch_form(record: StoreRecord, network: NetworkPlan, device: torch.device,
         patch_shape=network.patch_shape,
         channels=len(channels),
         device=device,
-        label_dtype=torch.uint8 if len(record.values) <= 256 else torch.int16,
+        label_dtype=torch.uint8 if len(record.labels) + (record.ignore is not None) <= 256 else torch.int16,
         masked_channels=tuple(position for position, channel in enumerate(channels) if channel.within_nonzero),
         masks=masks,
     )

@@ -36,11 +36,6 @@ class Targets:
     across: Callable[[Tensor], Tensor] = alone
     processes: int = 1
 
-    @property
-    def all_known(self) -> bool:
-        """Nothing is ignored and every case fully annotated: labels are targets as they stand."""
-        return self.ignore is None and not self.annotated
-
     def annotated_in(self, case_ids: Sequence[str], device: torch.device) -> Bool[Tensor, "sample output"] | None:
         """Whether each output is annotated in each sample's case; None where all are."""
         if not any(case in self.annotated for case in case_ids):

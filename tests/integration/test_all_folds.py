@@ -7,16 +7,15 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from test_training import same, weights_of, write_dataset
+from test_training import same, stop_in, weights_of, write_dataset
 
-from autoseg.commands import fold_chain, fold_training
+from autoseg.commands import fold_chain
 from autoseg.commands.plan import plan
 from autoseg.commands.train import train
 from autoseg.errors import UserError
 from autoseg.recording import RunRecord
 from autoseg.records import read_record
 from autoseg.schema import Scores
-from autoseg.training.session import train_session
 
 SHORT = {"preset": "quick", "epochs": 2, "steps_per_epoch": 1, "device": "cpu", "fold": "all-folds"}
 
@@ -43,19 +42,6 @@ def trained(planned, tmp_path_factory):
 
 def folds_of(run: Path) -> list[Path]:
     return sorted(run.glob("models/*/3d_fullres/fold_*"))
-
-
-def stop_in_fold(monkeypatch: pytest.MonkeyPatch, fold: str) -> None:
-    """A signal after the first step of one fold, and only the first time."""
-    stopped = []
-
-    def once(session, resume, stop):
-        now = session.fold == fold and not stopped
-        if now:
-            stopped.append(fold)
-        return train_session(session, resume, (lambda step: step == 1) if now else stop)
-
-    monkeypatch.setattr(fold_training, "train_session", once)
 
 
 def test_every_fold_is_trained_and_scored_and_the_scores_are_pooled(trained, capsys):
@@ -87,7 +73,7 @@ def test_the_table_has_every_fold_its_spread_and_the_pool(trained, capsys):
 
 
 def test_an_interrupted_chain_goes_on_where_it_was_and_equals_an_uninterrupted_one(run, trained, monkeypatch, caplog):
-    stop_in_fold(monkeypatch, "1")
+    stop_in(monkeypatch, "3d_fullres", "1")
     with pytest.raises(UserError, match=r"(?s)stopped in fold 1.*same command: finished folds are skipped"):
         train(run=run, **SHORT)
     assert [(folder / "model.json").exists() for folder in folds_of(run)] == [True, False]
@@ -107,7 +93,7 @@ def test_overwriting_starts_all_folds_anew_and_survives_a_stop(run, trained, mon
     marks = [folder / "mark" for folder in folds_of(run)]
     for mark in marks:
         mark.touch()
-    stop_in_fold(monkeypatch, "1")
+    stop_in(monkeypatch, "3d_fullres", "1")
     with pytest.raises(UserError, match="without --overwrite"):
         train(run=run, overwrite=True, **SHORT)
     assert not any(mark.exists() for mark in marks)

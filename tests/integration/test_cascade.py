@@ -8,7 +8,7 @@ import blosc2
 import nibabel
 import numpy as np
 import pytest
-from test_training import same, weights_of, write_dataset
+from test_training import same, stop_in, weights_of, write_dataset
 
 from autoseg.cli import app
 from autoseg.commands import fold_training
@@ -17,8 +17,8 @@ from autoseg.commands.plan import plan
 from autoseg.commands.pretrain_init import pretrain_init
 from autoseg.commands.train import train
 from autoseg.data.labels import to_internal
+from autoseg.data.preprocessing import labels_on_grid
 from autoseg.data.previous_masks import placement_of
-from autoseg.data.previous_stage import previous_on_grid
 from autoseg.data.store import open_store
 from autoseg.data.volume import read_labels
 from autoseg.errors import UserError
@@ -27,7 +27,6 @@ from autoseg.planning.configurations import with_cascade
 from autoseg.recording import RunRecord
 from autoseg.records import read_record, write_record
 from autoseg.schema import CheckpointInfo, Plan, PreviousStage, Split
-from autoseg.training.session import train_session
 
 SHORT = {"preset": "quick", "epochs": 2, "steps_per_epoch": 1, "device": "cpu"}
 CASCADE, LOWRES = "3d_cascade_fullres", "3d_lowres"
@@ -70,19 +69,6 @@ def folds_of(run: Path, configuration: str) -> list[Path]:
     return sorted((run / "models").glob(f"*/{configuration}/fold_*"))
 
 
-def stop_in(monkeypatch: pytest.MonkeyPatch, configuration: str, fold: str) -> None:
-    """A signal after the first step of one fold, and only the first time."""
-    stopped = []
-
-    def once(session, resume, stop):
-        now = (session.configuration, session.fold) == (configuration, fold) and not stopped
-        if now:
-            stopped.append(fold)
-        return train_session(session, resume, (lambda step: step == 1) if now else stop)
-
-    monkeypatch.setattr(fold_training, "train_session", once)
-
-
 def test_one_command_trains_both_stages(trained):
     assert [folder.name for folder in folds_of(trained, LOWRES)] == ["fold_0", "fold_1", "fold_2"]
     (folder,) = folds_of(trained, CASCADE)
@@ -107,7 +93,7 @@ def test_every_mask_is_of_the_fold_that_has_not_seen_the_case(trained):
             (stored,) = trained.glob(f"preprocessed/{CASCADE}/*/fold_{fold}/{case}.previous.b2nd")
             mask = read_labels(folds_of(trained, LOWRES)[fold] / f"validation/{case}.nii.gz").voxels[0]
             internal = to_internal(mask, list(LABELS.values()))
-            expected = previous_on_grid(internal, placement_of(store.cases[case], info.store.axes))
+            expected = labels_on_grid(internal, placement_of(store.cases[case], info.store.axes))
             assert np.array_equal(blosc2.open(str(stored))[:], expected)
             assert expected.shape == store.cases[case].shape
             seen.add(case)

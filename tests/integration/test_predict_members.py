@@ -13,8 +13,8 @@ from tiny_models import LABELS, model_info, write_fold, write_nifti
 
 from autoseg.cli import app
 from autoseg.data.dataset import list_images
-from autoseg.data.preprocessing import prepare_image
-from autoseg.data.previous_stage import one_hot, previous_on_grid
+from autoseg.data.preprocessing import labels_on_grid, prepare_image
+from autoseg.data.previous_stage import one_hot
 from autoseg.data.resampling import linear_operators, resample_linear
 from autoseg.data.volume import read_image
 from autoseg.errors import UserError
@@ -160,7 +160,7 @@ def test_a_cascade_sees_the_first_stages_mask(tmp_path, images):
         first = prepare_image(volume, low.info.store)
         mask = decode_labels(logits_of(low, first.image), first.placement)
         second = prepare_image(volume, cascade.info.store)
-        channels = one_hot(previous_on_grid(mask, second.placement), len(LABELS))
+        channels = one_hot(labels_on_grid(mask, second.placement), len(LABELS))
         assert channels.any()
         logits = logits_of(cascade, np.concatenate([second.image, channels]))
         expected = np.array(list(LABELS.values()))[decode_labels(logits, second.placement)]

@@ -11,6 +11,7 @@ import safetensors.numpy
 import torch
 from torch import Tensor, nn
 
+from autoseg.commands import fold_training
 from autoseg.commands.plan import plan
 from autoseg.commands.train import train
 from autoseg.data.splits import read_splits, training_cases
@@ -50,6 +51,19 @@ def write_dataset(folder: Path, cases: int = 5, labels: dict[str, int] | None = 
     (folder / "dataset.json").write_text(json.dumps({
         "channel_names": {"0": "MR"}, "labels": labels, "numTraining": cases, "file_ending": ".nii.gz"}))
     return folder
+
+
+def stop_in(monkeypatch: pytest.MonkeyPatch, configuration: str, fold: str) -> None:
+    """A signal after the first step of one fold, and only the first time."""
+    stopped = []
+
+    def once(session, resume, stop):
+        now = (session.configuration, session.fold) == (configuration, fold) and not stopped
+        if now:
+            stopped.append(fold)
+        return train_session(session, resume, (lambda step: step == 1) if now else stop)
+
+    monkeypatch.setattr(fold_training, "train_session", once)
 
 
 @pytest.fixture(scope="module")

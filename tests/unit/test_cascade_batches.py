@@ -87,7 +87,7 @@ def test_a_box_of_labels_is_the_padded_array_cut_out(start):
     labels, extents, margin = np.random.default_rng(0).integers(0, 5, (9, 12, 7)).astype(np.uint8), (6, 5, 8), 40
     stop = tuple(first + length for first, length in zip(start, extents, strict=True))
     cut = tuple(slice(first + margin, last + margin) for first, last in zip(start, stop, strict=True))
-    found = patches.read_labels(labels, start, stop)
+    found = patches.read_box(labels, start, stop)
     assert np.array_equal(found, np.pad(labels, margin)[cut]) and found.dtype == labels.dtype
 
 

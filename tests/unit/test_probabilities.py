@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 from scipy.special import expit, softmax
 
-from autoseg.data.preprocessing import Placement
-from autoseg.data.previous_stage import one_hot, previous_on_grid
+from autoseg.data.preprocessing import Placement, labels_on_grid
+from autoseg.data.previous_stage import one_hot
 from autoseg.data.resampling import linear_operators, resample_labels, resample_linear
 from autoseg.data.volume import Volume, read_image
 from autoseg.geometry import Grid
@@ -129,7 +129,7 @@ def test_other_formats_grids_become_nifti(tmp_path, is_2d):
 def test_a_mask_goes_to_the_second_grid_as_training_labels_do():
     where = part_of(0, (2, 0, 1), (1.0, 2.5, 0.8)).placement
     mask = np.random.default_rng(0).integers(0, 3, SHAPE).astype(np.uint8)
-    found = previous_on_grid(mask, where)
+    found = labels_on_grid(mask, where)
     box = tuple(slice(*span) for span in where.crop)
     expected = resample_labels(mask[box].transpose(where.axes), where.cropped_spacing, where.shape, where.spacing)
     np.testing.assert_array_equal(found, expected)
