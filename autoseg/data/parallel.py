@@ -1,5 +1,6 @@
 """Run one function over many cases, in processes when that pays, with progress and readable failures."""
 
+import logging
 import os
 import signal
 import time
@@ -11,9 +12,11 @@ from typing import Any, TypeVar
 
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped,unused-ignore]
 
+from autoseg.data.free_memory import available_memory_bytes
 from autoseg.errors import UserError
 from autoseg.progress import ProgressBar, progress
 
+logger = logging.getLogger("autoseg")
 AnyCase = TypeVar("AnyCase")
 AnyResult = TypeVar("AnyResult")
 
@@ -37,6 +40,7 @@ def map_cases(
     workers: int,
     description: str,
     unit: str = "cases",
+    needed_bytes: Callable[[AnyCase], int] | None = None,
 ) -> list[AnyResult]:
     """`[function(item) for item in items]`, in order, over `workers` processes, with progress on stderr.
 
@@ -48,6 +52,8 @@ def map_cases(
     ----------
     function : a module-level callable or a `functools.partial` of one; it is sent to each worker once.
     items : picklable; an item's `id` (else its text) names it in messages.
+    needed_bytes : the memory that an item takes. Workers are then given only items that fit together into the
+        memory that is free at the start; one may always run, with a warning where it does not fit.
 
     Raises
     ------
@@ -62,8 +68,10 @@ def map_cases(
         while len(results) < len(items):
             left = len(items) - len(results)
             if pool_pays(seconds, left, workers):
-                results += _map_in_pool(function, items[len(results) :], workers, bar)
+                results += _map_in_pool(function, items[len(results) :], workers, bar, needed_bytes)
                 break
+            if needed_bytes is not None and (needed := needed_bytes(items[len(results)])):
+                _warn_if_large(items[len(results)], needed, available_memory_bytes())
             start = time.perf_counter()
             results.append(function(items[len(results)]))
             seconds.append(time.perf_counter() - start)
@@ -89,18 +97,28 @@ def pool_pays(seconds: Sequence[float], left: int, workers: int) -> bool:
 
 
 def _map_in_pool(
-    function: Callable[[AnyCase], AnyResult], items: Sequence[AnyCase], workers: int, bar: ProgressBar
+    function: Callable[[AnyCase], AnyResult],
+    items: Sequence[AnyCase],
+    workers: int,
+    bar: ProgressBar,
+    needed_bytes: Callable[[AnyCase], int] | None,
 ) -> list[AnyResult]:
     """As `map_cases`, all items in spawned workers; at most one item more than workers is sent ahead."""
+    free = available_memory_bytes()
+    needs = [0 if needed_bytes is None else needed_bytes(item) for item in items]
     workers = min(workers, len(items))
     executor = ProcessPoolExecutor(workers, get_context("spawn"), _start_worker, (function,))
     results: dict[int, AnyResult] = {}
     in_flight: dict[Future[AnyResult], int] = {}
-    waiting = iter(range(len(items)))
+    sent = 0
     try:
         while len(results) < len(items):
-            while len(in_flight) <= workers and (position := next(waiting, None)) is not None:
-                in_flight[executor.submit(_work, items[position])] = position
+            used = sum(needs[position] for position in in_flight.values())
+            while sent < len(items) and len(in_flight) <= workers and (not in_flight or used + needs[sent] <= free):
+                _warn_if_large(items[sent], needs[sent], free)
+                in_flight[executor.submit(_work, items[sent])] = sent
+                used += needs[sent]
+                sent += 1
             done, _ = wait(in_flight, return_when=FIRST_COMPLETED)
             for future in done:
                 results[in_flight[future]] = future.result()
@@ -112,6 +130,13 @@ def _map_in_pool(
     finally:
         executor.shutdown(wait=True, cancel_futures=True)
     return [results[position] for position in range(len(items))]
+
+
+def _warn_if_large(item: object, needed: int, free: int) -> None:
+    if needed > free:
+        logger.warning("%s needs about %.1f GiB of memory and %.1f GiB are free: the system may end the process. If "
+                       "it does, use a machine with more memory, or leave this one out.",
+                       _name(item), needed / 2**30, free / 2**30)
 
 
 def _died(names: Sequence[str]) -> UserError:

@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import Bool, Float32, Integer
 from scipy.ndimage import binary_fill_holes
 
+from autoseg.data.case_memory import preparation_bytes
 from autoseg.data.dataset import Case, Dataset
 from autoseg.data.integrity import CaseProblems, LoadedCase, load_case, raise_problems
 from autoseg.data.intensity import needs_mask, normalize_channel
@@ -181,7 +182,8 @@ def preprocess_dataset(dataset: Dataset, store: StoreRecord, folder: Path, worke
         raise storage_error(error, folder) from error
     if not complete:
         work = partial(_preprocess_case, dataset=dataset, store=store, folder=folder)
-        outcomes = map_cases(work, missing, workers, "preprocess")
+        needed = partial(preparation_bytes, store=store)
+        outcomes = map_cases(work, missing, workers, "preprocess", needed_bytes=needed)
         problems = [outcome for outcome in outcomes if outcome is not None]
         if problems:
             raise_problems(problems, dataset)
@@ -239,8 +241,9 @@ def preprocess_images(cases: Sequence[Case], store: StoreRecord, folder: Path, w
     except OSError as error:
         raise storage_error(error, folder) from error
     missing = [case for case in cases if not is_stored(folder, case.id, input_identity(case), labelled=False)]
-    work = partial(_preprocess_image, store=store, folder=folder)
-    problems = [problem for problem in map_cases(work, missing, workers, "prepare images", "images") if problem]
+    work, needed = partial(_preprocess_image, store=store, folder=folder), partial(preparation_bytes, store=store)
+    outcomes = map_cases(work, missing, workers, "prepare images", "images", needed)
+    problems = [problem for problem in outcomes if problem]
     if problems:
         raise all_of(problems, f"{len(problems)} of {len(cases)} images cannot be used:", "Mend or remove these files.")
     write_record(store, folder / STORE_FILE)

@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Integer
 from scipy import ndimage
 
+from autoseg.data.case_memory import reading_bytes
 from autoseg.data.dataset import Case, Dataset
 from autoseg.data.integrity import CaseProblems, LoadedCase, load_case, raise_problems
 from autoseg.data.parallel import map_cases
@@ -45,7 +46,7 @@ def measure(dataset: Dataset, workers: int) -> Fingerprint:
     """
     # Workers need the dataset's facts but not the list of all its cases.
     function = partial(measure_case, dataset=replace(dataset, cases=()))
-    results = map_cases(function, dataset.cases, workers, "fingerprint")
+    results = map_cases(function, dataset.cases, workers, "fingerprint", needed_bytes=reading_bytes)
     problems = [result for result in results if isinstance(result, CaseProblems)]
     if problems:
         raise_problems(problems, dataset)

@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 import torch
 
+from autoseg.data.free_memory import available_memory_bytes
 from autoseg.networks.builder import build_network
 from autoseg.networks.introspection import describe_network
 from autoseg.networks.segmenter import Segmenter
@@ -15,7 +16,6 @@ from autoseg.training.losses import deep_supervision_loss
 from autoseg.training.objective import DTYPES
 from autoseg.training.optimization import clip_gradients, make_optimizer
 from autoseg.training.probe import Precision, to_device_layout
-from autoseg.training.streaming import available_memory_bytes
 
 STEPS = 2
 """The first creates the optimizer's buffers, the second has them beside everything else."""

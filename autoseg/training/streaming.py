@@ -1,15 +1,14 @@
 """Sources of batches: cases resident in memory, or streamed from the disk by worker processes; the same batches."""
 
-import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 
 import torch
 
+from autoseg.data.free_memory import available_memory_bytes
 from autoseg.data.store import CaseArrays, Store, array_bytes, in_memory, open_case
 from autoseg.errors import UserError
 from autoseg.schema import NetworkPlan, StoreRecord
@@ -113,22 +112,6 @@ def default_memory_budget() -> int:
     return int(_RESIDENT_SHARE * available_memory_bytes())
 
 
-def available_memory_bytes() -> int:
-    """Memory that this process may still take: what the machine has left, within the container's limit."""
-    meminfo = Path("/proc/meminfo")
-    if meminfo.is_file():
-        available = _numbers(meminfo.read_text())["MemAvailable:"] * 1024
-    else:
-        available = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
-    group = Path("/sys/fs/cgroup")
-    limit = group / "memory.max"
-    if limit.is_file() and (text := limit.read_text().strip()) != "max":
-        reclaimable = _numbers((group / "memory.stat").read_text())["inactive_file"]
-        used = int((group / "memory.current").read_text()) - reclaimable
-        available = min(available, max(int(text) - used, 0))
-    return available
-
-
 @dataclass(frozen=True)
 class _Resident:
     """Opens cases that are in memory."""
@@ -166,8 +149,3 @@ def _batch_form(record: StoreRecord, network: NetworkPlan, device: torch.device,
         masked_channels=tuple(position for position, channel in enumerate(channels) if channel.within_nonzero),
         masks=masks,
     )
-
-
-def _numbers(text: str) -> dict[str, int]:
-    """Lines "name number …" as a dictionary."""
-    return {words[0]: int(words[1]) for line in text.splitlines() if len(words := line.split()) >= 2}

@@ -86,3 +86,25 @@ def test_when_a_pool_pays():
     assert not pool_pays([1.5, 0.005], left=198, workers=2)
     assert pool_pays([1.5, 0.5], left=98, workers=2)
     assert pool_pays([POOL_START_SECONDS * 3], left=4, workers=2)
+
+
+def interval_of(item: int) -> tuple[float, float]:
+    start = time.monotonic()
+    time.sleep(0.15)
+    return start, time.monotonic()
+
+
+def overlapping(intervals) -> int:
+    """How many pairs ran at the same time."""
+    return sum(one[0] < other[1] and other[0] < one[1] for i, one in enumerate(intervals) for other in intervals[:i])
+
+
+@pytest.mark.usefixtures("_pool_at_once")
+@pytest.mark.parametrize(("needed", "together"), [(40, True), (60, False), (1000, False)])
+def test_items_in_work_fit_into_memory_together(monkeypatch, caplog, needed, together):
+    """Two of 40 fit into 100, two of 60 do not; one that does not fit at all runs alone, with a warning."""
+    monkeypatch.setattr(parallel, "available_memory_bytes", lambda: 100)
+    with caplog.at_level("WARNING", "autoseg"):
+        intervals = map_cases(interval_of, range(4), workers=2, description="test", needed_bytes=lambda item: needed)
+    assert (overlapping(intervals) > 0) == together
+    assert ("needs about" in caplog.text) == (needed > 100)

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 
+from autoseg.data.free_memory import available_memory_bytes
 from autoseg.data.store import in_memory, open_case, open_store, sample_foreground, write_case
 from autoseg.errors import UserError
 from autoseg.planning.optimizers import RECIPES
@@ -236,4 +237,4 @@ def test_an_error_of_the_caller_ends_the_workers(store):
 
 
 def test_memory_budget_is_a_share_of_what_is_available():
-    assert 0 < streaming.default_memory_budget() < streaming.available_memory_bytes()
+    assert 0 < streaming.default_memory_budget() < available_memory_bytes()
