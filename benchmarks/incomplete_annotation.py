@@ -12,8 +12,8 @@ least 0.2 above). BraTS2013_2ch (3 cases, leave one out: fold 0 validates on one
 200 steps; no comparison, it must train and score.
 
 Declared after the first protocol's full and partial arms, before the first run of its own: 200 steps of SGD are too
-few (full reached 0.61, partial 0.56), so full, partial and background are run again with `--steps 600 --optimizer
-adamw`. The first protocol's figures stand beside it.
+few (full reached 0.61, partial 0.56), so these two are run again with `--steps 600 --optimizer adamw`. The first
+protocol's figures stand beside theirs.
 
 `python benchmarks/incomplete_annotation.py --work DIR [--arms …] [--steps 600 --optimizer adamw]`: one JSON line per
 finished arm is appended to `benchmarks/results/incomplete_annotation.jsonl`; finished arms are not run again.
