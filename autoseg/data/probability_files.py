@@ -8,6 +8,7 @@ from tempfile import TemporaryDirectory
 import numpy as np
 from jaxtyping import Float32
 
+from autoseg.data.disk_arrays import reserved_array
 from autoseg.data.nifti import write_channels
 from autoseg.data.volume import Volume
 from autoseg.records import storage_error
@@ -33,7 +34,7 @@ def writing_probabilities(
         path.parent.mkdir(parents=True, exist_ok=True)
         with TemporaryDirectory(prefix=".writing-", dir=path.parent) as folder:
             shape = (channel_count, *like.grid.shape)
-            array = np.memmap(Path(folder) / "values", np.float32, "w+", shape=shape)
+            array = reserved_array(Path(folder) / "values", shape)
             yield array
             write_channels(array, like.grid, like.header, Path(folder) / path.name)
             del array

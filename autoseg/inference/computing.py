@@ -1,23 +1,41 @@
 """One case through every model: prepared once per grid, and through both networks of a cascade."""
 
-from collections.abc import Callable, Sequence
+import logging
+import math
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 
 import numpy as np
 import torch
-from jaxtyping import Float32
+from jaxtyping import Float32, Integer
 
+from autoseg.data.disk_arrays import reserved_array
+from autoseg.data.free_memory import available_memory_bytes
 from autoseg.data.preprocessing import PreparedImage, labels_on_grid, prepare_image
 from autoseg.data.previous_stage import one_hot
 from autoseg.data.volume import Volume
-from autoseg.inference.ensembling import Ensemble, predict_logits_of
-from autoseg.inference.probabilities import Part, segment
-from autoseg.inference.sliding_window import WindowSettings
+from autoseg.inference.blocks import BlockDecoder
+from autoseg.inference.decoding import MakeDecoder, decode_stream, painted_labels
+from autoseg.inference.device_decoding import DeviceDecoder
+from autoseg.inference.ensembling import Ensemble, described, stream_logits_of
+from autoseg.inference.needs import refuse_too_large
+from autoseg.inference.probabilities import Part
+from autoseg.inference.slabs import Array
+from autoseg.inference.sliding_window import Piece, WindowSettings
+from autoseg.records import storage_error
 from autoseg.schema import CheckpointInfo, StoreRecord
 
+logger = logging.getLogger("autoseg")
+
 CPU_BATCH_VOXELS = 200_000  # measured: larger batches leave the caches, smaller ones pay per call
+LOGITS_SHARE = 0.25  # of the memory that is free: larger logits of one of several models go to the disk
+CERTAIN_LOGIT = 20.0  # beside it another class has a probability of e^-40
 
 Advance = Callable[[str, int, int], None]
+Windows = Callable[[CheckpointInfo], WindowSettings]
+Identity = tuple[int, ...]  # of a model: its networks
 
 
 @dataclass(frozen=True)
@@ -40,45 +58,90 @@ def prepare_for(volume: Volume, ensembles: Sequence[Ensemble]) -> Prepared:
     return Prepared(tuple((store, prepare_image(volume, store)) for store in stores))
 
 
-def compute_parts(
-    prepared: Prepared,
-    ensembles: Sequence[Ensemble],
-    device: torch.device,
-    overlap: float,
-    advance: Advance,
-) -> tuple[Part, ...]:
-    """Every model's logits of one case; a network that serves several models is computed once.
+class CaseComputation:
+    """One case through models; what several of them share is computed once.
 
-    `advance(model, done, total)` is called after every batch of windows.
+    Parameters
+    ----------
+    windows : `windows(info)` says how a model's windows are computed.
+    advance : `advance(model, done, total)` is called after every batch of them.
+    folder : where logits lie that are larger than `LOGITS_SHARE` of the memory that is free; None: never on disk.
     """
-    done: dict[tuple[int, ...], Part] = {}
-    return tuple(_compute(prepared, ensemble, (device, overlap), advance, done) for ensemble in ensembles)
 
+    def __init__(self, prepared: Prepared, windows: Windows, advance: Advance, folder: Path | None = None) -> None:
+        self._prepared, self._windows, self._advance, self._folder = prepared, windows, advance, folder
+        self._parts: dict[Identity, Part] = {}
+        self._masks: dict[Identity, np.ndarray] = {}
+        self._wanted: frozenset[Identity] = frozenset()
 
-def _compute(
-    prepared: Prepared,
-    ensemble: Ensemble,
-    where: tuple[torch.device, float],
-    advance: Advance,
-    done: dict[tuple[int, ...], Part],
-) -> Part:
-    identity = tuple(id(network) for network, _ in ensemble.members)
-    if identity in done:
-        return done[identity]
-    own = prepared.of(ensemble.info.store)
-    image = own.image
-    if ensemble.previous is not None:
-        first = _compute(prepared, ensemble.previous, where, advance, done)
-        mask = segment([first], ensemble.previous.info)
-        image = with_previous(image, labels_on_grid(mask, own.placement), len(ensemble.info.labels))
+    def parts(self, ensembles: Sequence[Ensemble]) -> tuple[Part, ...]:
+        """Every model's logits. Raises as `stream_logits_of` and `refuse_too_large` do."""
+        self._wanted = frozenset(_identity(ensemble) for ensemble in ensembles)
+        return tuple(self._part(ensemble) for ensemble in ensembles)
 
-    def report(windows: int, total: int) -> None:
-        advance(f"{ensemble.info.name} {ensemble.info.configuration}", windows, total)
+    def mask(self, ensemble: Ensemble, file: np.ndarray | None = None) -> Integer[np.ndarray, "z y x"]:
+        """Internal labels of the whole image by one model, array order, decoded while windows are computed.
 
-    settings = window_settings(ensemble.info, *where)
-    logits = predict_logits_of(ensemble, torch.from_numpy(image), settings, report)
-    done[identity] = Part(logits.cpu().numpy(), own.placement)
-    return done[identity]
+        file : receives the probabilities, as in `decode_stream`. Raises as `parts` does.
+        """
+        identity, painted = _identity(ensemble), painted_labels(ensemble.info)
+        if identity in self._masks and file is None:
+            return self._masks[identity]
+        if identity in self._wanted:
+            part = self._part(ensemble)
+            mask = decode_stream([(0, part.logits)], part.placement, painted, file)
+        else:
+            pieces, decoder = self._pieces(ensemble)
+            placement = self._prepared.of(ensemble.info.store).placement
+            mask = decode_stream(pieces, placement, painted, file, decoder)
+        self._masks[identity] = mask
+        return mask
+
+    def _part(self, ensemble: Ensemble) -> Part:
+        identity = _identity(ensemble)
+        if identity not in self._parts:
+            placement = self._prepared.of(ensemble.info.store).placement
+            logits = self._space((len(ensemble.info.outputs), *placement.shape), ensemble.info)
+            for first, planes in self._logits(ensemble):
+                logits[:, first : first + planes.shape[1]] = planes.cpu().numpy()
+            self._parts[identity] = Part(logits, placement)
+        return self._parts[identity]
+
+    def _pieces(self, ensemble: Ensemble) -> tuple[Iterator[tuple[int, Array]], MakeDecoder]:
+        """A model's planes of logits, and what decodes them: on a GPU the GPU."""
+        device = self._windows(ensemble.info).device
+        if device.type == "cuda":
+            return self._logits(ensemble), partial(DeviceDecoder, device)
+        return ((first, planes.numpy()) for first, planes in self._logits(ensemble)), BlockDecoder
+
+    def _logits(self, ensemble: Ensemble) -> Iterator[Piece]:
+        info, settings = ensemble.info, self._windows(ensemble.info)
+        own = self._prepared.of(info.store)
+        image = own.image
+        if ensemble.previous is not None:
+            mask = self.mask(ensemble.previous)
+            image = with_previous(image, labels_on_grid(mask, own.placement), len(info.labels))
+        mirrors = min(2 ** len(axes) for _, axes in ensemble.members)
+        mirrors = min(mirrors, settings.copies or mirrors)
+        refuse_too_large(info, image.shape[1:], own.placement.original_shape, settings, mirrors)
+
+        def report(finished: int, total: int) -> None:
+            self._advance(described(info), finished, total)
+
+        yield from stream_logits_of(ensemble, torch.from_numpy(image), settings, report)
+
+    def _space(self, shape: Sequence[int], info: CheckpointInfo) -> np.ndarray:
+        """Room for a model's logits: in memory, or on the disk."""
+        size, free = 4 * math.prod(shape), available_memory_bytes()
+        if self._folder is None or size <= LOGITS_SHARE * free:
+            return np.empty(shape, np.float32)
+        logger.info("the logits of %s take %.1f GiB of the %.1f GiB of memory that are free: they go to the disk",
+                    described(info), size / 2**30, free / 2**30)
+        path = self._folder / f"logits_{len(self._parts)}"
+        try:
+            return reserved_array(path, shape)
+        except OSError as error:
+            raise storage_error(error, path) from error
 
 
 def with_previous(
@@ -88,15 +151,38 @@ def with_previous(
     return np.concatenate([image, one_hot(previous, label_count)])
 
 
-def window_settings(info: CheckpointInfo, device: torch.device, overlap: float) -> WindowSettings:
-    """The CPU computes in float32; CUDA in float16, as nnU-Net, in batches as large as training's."""
+def _identity(ensemble: Ensemble) -> Identity:
+    return tuple(id(network) for network, _ in ensemble.members)
+
+
+def window_settings(
+    info: CheckpointInfo,
+    device: torch.device,
+    overlap: float,
+    precision: torch.dtype | None = None,
+    skip_constant: bool = False,
+    copies: int | None = None,
+) -> WindowSettings:
+    """The CPU computes in float32; CUDA in float16, as nnU-Net, in batches as large as training's.
+
+    precision : another one.
+    skip_constant : windows in which every channel has one value are left out: background is there, and no region.
+    copies : of every window, as in `WindowSettings`.
+    """
     on_cuda = device.type == "cuda"
     return WindowSettings(
         device=device,
-        precision=torch.float16 if on_cuda else torch.float32,
+        precision=precision or (torch.float16 if on_cuda else torch.float32),
         overlap=overlap,
+        copies=copies,
+        constant_logits=_certain_background(info) if skip_constant else (),
         batch_voxels=info.network.batch_size * int(np.prod(info.network.patch_shape)) if on_cuda else CPU_BATCH_VOXELS,
     )
+
+
+def _certain_background(info: CheckpointInfo) -> tuple[float, ...]:
+    nothing = [-CERTAIN_LOGIT] * len(info.outputs)
+    return tuple(nothing if info.regions else [CERTAIN_LOGIT, *nothing[1:]])
 
 
 def _same_image(one: StoreRecord, other: StoreRecord) -> bool:

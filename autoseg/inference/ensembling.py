@@ -1,8 +1,7 @@
 """Networks on the device, ready: the folds of a model average their logits; several models, their probabilities."""
 
-import logging
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Union
 
 import torch
@@ -10,11 +9,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from autoseg.errors import UserError, all_of
-from autoseg.inference.sliding_window import WindowSettings, ensemble_logits
+from autoseg.inference.sliding_window import Piece, WindowSettings, collect, stream_logits
 from autoseg.networks.memory import keep_freed_memory
 from autoseg.schema import CheckpointInfo
-
-logger = logging.getLogger("autoseg")
 
 Folds = Sequence[tuple[nn.Module, CheckpointInfo]]
 BY_FOLDS = ("configuration", "architecture", "labels", "regions", "ignore", "channel_names", "store", "file_ending",
@@ -132,26 +129,29 @@ def predict_logits_of(
 ) -> Float[Tensor, "class z y x"]:
     """Mean logits over the folds, float32, on the prepared image's grid; of a cascade, its last stage's.
 
-    image : `ensemble.info.input_channels` channels.
+    image : `ensemble.info.input_channels` channels. Raises as `stream_logits_of` does.
+    """
+    return collect(stream_logits_of(ensemble, image, settings, advance), image.shape[1])
+
+
+def stream_logits_of(
+    ensemble: Ensemble,
+    image: Float[Tensor, "channel z y x"],
+    settings: WindowSettings,
+    advance: Callable[[int, int], None] | None = None,
+) -> Iterator[Piece]:
+    """As `predict_logits_of`, in pieces along z: see `stream_logits`.
 
     Raises
     ------
     UserError : logits that are not finite (half precision overflowed, or the weights are broken).
     """
-    patch_shape = ensemble.info.network.patch_shape
-    try:
-        logits = ensemble_logits(ensemble.members, image, patch_shape, settings, advance)
-    except torch.OutOfMemoryError:
-        if settings.batch_voxels == 1:
-            raise
-        logger.info("the GPU's memory is too small for a batch of windows: one is computed at a time")
-        torch.cuda.empty_cache()
-        one_window = replace(settings, batch_voxels=1)
-        logits = ensemble_logits(ensemble.members, image, patch_shape, one_window, advance)
-    if not bool(torch.isfinite(logits).all()):
-        raise UserError(f"model {ensemble.info.name} gives NaN or infinity here; finite logits were "
-                        "expected.\nTry --device cpu (float32); if it persists, its training has diverged.")
-    return logits
+    for first, planes in stream_logits(ensemble.members, image, ensemble.info.network.patch_shape, settings, advance):
+        for volume in planes:  # class by class: no copy
+            if not bool(torch.isfinite(torch.stack(volume.aminmax())).all()):
+                raise UserError(f"model {ensemble.info.name} gives NaN or infinity here; finite logits were expected.\n"
+                                "Try --device cpu (float32); if it persists, its training has diverged.")
+        yield first, planes
 
 
 def described(info: CheckpointInfo) -> str:

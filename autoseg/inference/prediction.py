@@ -2,23 +2,30 @@
 
 import logging
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
+import numpy as np
 import torch
 
+from autoseg.data.case_memory import preparation_bytes
 from autoseg.data.dataset import Case
+from autoseg.data.free_memory import available_memory_bytes
 from autoseg.data.labels import to_file_values
-from autoseg.data.probability_files import PROBABILITIES
+from autoseg.data.probability_files import PROBABILITIES, writing_probabilities
 from autoseg.data.volume import Volume, read_image, write_labels
 from autoseg.errors import UserError, all_of
-from autoseg.inference.computing import Advance, Prepared, compute_parts, prepare_for
+from autoseg.inference.computing import Advance, CaseComputation, Prepared, prepare_for, window_settings
 from autoseg.inference.ensembling import Ensemble, Folds, Member, make_ensembles
 from autoseg.inference.postprocessing import keep_largest_components
 from autoseg.inference.probabilities import Part, segment
+from autoseg.inference.reading_ahead import Limits, read_ahead
+from autoseg.inference.sliding_window import is_out_of_memory
 from autoseg.progress import ProgressBar, progress
 from autoseg.records import storage_error, write_json, write_record
 from autoseg.schema import CheckpointInfo, Failure, LabelNames
@@ -26,7 +33,8 @@ from autoseg.schema import CheckpointInfo, Failure, LabelNames
 logger = logging.getLogger("autoseg")
 
 READ_AHEAD = 2  # prepared cases that may wait for the network
-WAITING_BYTES = 2 << 30  # logits that may wait to be decoded; one case may always
+READ_AHEAD_BYTES = 1 << 30  # of them; one case may always
+WAITING_BYTES = 2 << 30  # labels and logits that may wait for the writer; one case may always
 WAITING_CASES = 16
 
 
@@ -36,8 +44,11 @@ class PredictSettings:
 
     Attributes
     ----------
-    tta : average the logits over all mirrorings that training allowed.
+    tta : average the logits over mirrorings that training allowed.
+    copies : of every window at most so many, 1 or 2, others for its neighbors; None: all mirrorings.
     overlap : of neighboring windows, as a fraction of the patch.
+    precision : of the forward passes; None: float32 on a CPU, float16 on CUDA.
+    skip_constant : windows in which every channel has one value (padding, air) are left out.
     overwrite : masks that exist are replaced; otherwise they are refused before anything is computed.
     save_probabilities : `<case>_probabilities.nii.gz` beside every mask; channels as in labels.json: its regions in
         order, or else its labels, background first.
@@ -47,7 +58,10 @@ class PredictSettings:
 
     device: torch.device
     tta: bool = True
+    copies: int | None = None
     overlap: float = 0.5
+    precision: torch.dtype | None = None
+    skip_constant: bool = False
     overwrite: bool = False
     save_probabilities: bool = False
     largest_components: tuple[str | None, ...] = ()
@@ -74,6 +88,11 @@ class _Predictor:
         """The first model's; labels, channels and the file ending are those of all."""
         return self.ensembles[0].info
 
+    @property
+    def combines(self) -> bool:
+        """Whether any mask is made from several models: then whole logits are needed."""
+        return any(len(to.models) > 1 for to in self.destinations)
+
     def paths(self, case: Case) -> tuple[Path, ...]:
         """A case's masks, one per destination."""
         return tuple(to.folder / f"{case.id}{self.info.file_ending}" for to in self.destinations)
@@ -81,15 +100,31 @@ class _Predictor:
 
 @dataclass(frozen=True)
 class _Computed:
-    """What the writing thread needs of a case; `like` has lost its voxels."""
+    """What the writing thread needs of a case; `like` has lost its voxels.
+
+    `found`: per destination the labels or, of several models, their logits. `files`: to close when these are no longer
+    needed, which also writes the probabilities of single models.
+    """
 
     case: Case
-    parts: tuple[Part, ...]
+    found: tuple[np.ndarray | tuple[Part, ...], ...]
     like: Volume
+    files: ExitStack
 
     @property
     def nbytes(self) -> int:
-        return sum(part.logits.nbytes for part in self.parts)
+        """In memory."""
+        arrays = [array for one in self.found
+                  for array in ([one] if isinstance(one, np.ndarray) else [part.logits for part in one])]
+        return sum(array.nbytes for array in arrays if not isinstance(array, np.memmap))
+
+
+class _CaseFailed(Exception):
+    """One case cannot be predicted; the others can."""
+
+    def __init__(self, failure: Failure) -> None:
+        super().__init__(failure.reason)
+        self.failure = failure
 
 
 @dataclass
@@ -172,18 +207,26 @@ def predict_into(
 
 
 def _predict_overlapped(cases: Sequence[Case], predictor: _Predictor, outcome: _Outcome) -> None:
-    """Read ahead in a thread, compute in this one, decode and write behind in another, in bounded memory."""
+    """Read ahead in a thread, compute in this one, write behind in another, in bounded memory."""
     waiting: deque[tuple[_Computed, Future[tuple[Path, ...]]]] = deque()
-    with ThreadPoolExecutor(1) as reader, ThreadPoolExecutor(1) as writer:
-        for case, reading in _read_ahead(reader, cases, partial(_read, ensembles=predictor.ensembles)):
+    stores = [stage.info.store for ensemble in predictor.ensembles for stage in ensemble.stages]
+    limits = Limits[Case, tuple[Volume, Prepared]](
+        items=READ_AHEAD,
+        nbytes=READ_AHEAD_BYTES,
+        expected=lambda case: max(preparation_bytes(case, store) for store in stores),
+        size=lambda result: sum(prepared.image.nbytes for _, prepared in result[1].images),
+    )
+    read = partial(_read, ensembles=predictor.ensembles)
+    with ThreadPoolExecutor(1) as writer, closing(read_ahead(cases, read, limits)) as readings:
+        for case, reading in readings:
             try:
-                computed = _compute(case, *reading.result(), predictor, outcome.bar)
-            except (UserError, OSError, MemoryError, RuntimeError) as error:
-                outcome.failed(_failure(case, error))
+                computed = _compute(case, reading, predictor, outcome.bar)
+            except _CaseFailed as failed:
+                outcome.failed(failed.failure)
                 continue
             finally:
                 del reading  # it holds the image
-            waiting.append((computed, writer.submit(_decode_and_write, computed, predictor)))
+            waiting.append((computed, writer.submit(_write, computed, predictor)))
             del computed
             while waiting and (waiting[0][1].done() or _too_much(waiting)):
                 _finish(*waiting.popleft(), outcome)
@@ -191,29 +234,61 @@ def _predict_overlapped(cases: Sequence[Case], predictor: _Predictor, outcome: _
             _finish(*waiting.popleft(), outcome)
 
 
-def _read_ahead(
-    reader: ThreadPoolExecutor, cases: Sequence[Case], read: Callable[[Case], tuple[Volume, Prepared]]
-) -> Iterator[tuple[Case, Future[tuple[Volume, Prepared]]]]:
-    """The cases in order, each with its image being read; at most `READ_AHEAD` beyond the last one taken."""
-    ahead: deque[tuple[Case, Future[tuple[Volume, Prepared]]]] = deque()
-    for case in cases:
-        ahead.append((case, reader.submit(read, case)))
-        if len(ahead) > READ_AHEAD:
-            yield ahead.popleft()
-    while ahead:
-        yield ahead.popleft()
-
-
 def _read(case: Case, ensembles: Sequence[Ensemble]) -> tuple[Volume, Prepared]:
+    stores = [stage.info.store for ensemble in ensembles for stage in ensemble.stages]
+    needed, available = max(preparation_bytes(case, store) for store in stores), available_memory_bytes()
+    if needed > available:
+        raise UserError(f"{case.images[0]}: reading and preparing this image takes about {needed / 2**30:.1f} GiB, and "
+                        f"{available / 2**30:.1f} GiB of memory are free.\nClose other programs, use a machine with "
+                        "more memory, or cut the image into parts.")
     volume = read_image(case.images, len(ensembles[0].info.channel_names))
     prepared = prepare_for(volume, ensembles)
     return replace(volume, voxels=volume.voxels[:, :0, :0, :0].copy()), prepared
 
 
-def _compute(case: Case, like: Volume, prepared: Prepared, predictor: _Predictor, bar: ProgressBar) -> _Computed:
+def _compute(
+    case: Case, reading: Future[tuple[Volume, Prepared]], predictor: _Predictor, bar: ProgressBar
+) -> _Computed:
+    """Raises _CaseFailed; what opening files raises goes on, since it would fail for the other cases too."""
     settings = predictor.settings
-    parts = compute_parts(prepared, predictor.ensembles, settings.device, settings.overlap, _advance(case, bar))
-    return _Computed(case, parts, like)
+    windows = partial(window_settings, device=settings.device, overlap=settings.overlap, precision=settings.precision,
+                      skip_constant=settings.skip_constant, copies=settings.copies)
+    with _failing(case):
+        like, prepared = reading.result()
+    with ExitStack() as stack:
+        files = [_open_probabilities(case, to, like, predictor, stack) for to in predictor.destinations]
+        folder = None
+        if predictor.combines:
+            where = predictor.destinations[0].folder
+            folder = Path(stack.enter_context(TemporaryDirectory(prefix=".logits-", dir=where)))
+        with _failing(case):
+            computation = CaseComputation(prepared, windows, _advance(case, bar), folder)
+            if predictor.combines:
+                parts = computation.parts(predictor.ensembles)
+                found = tuple(tuple(parts[model] for model in to.models) for to in predictor.destinations)
+                return _Computed(case, found, like, stack.pop_all())
+            masks = tuple(computation.mask(predictor.ensembles[to.models[0]], file)
+                          for to, file in zip(predictor.destinations, files, strict=True))
+            return _Computed(case, masks, like, stack.pop_all())
+
+
+@contextmanager
+def _failing(case: Case) -> Iterator[None]:
+    """What goes wrong with a case becomes _CaseFailed; bugs of ours do not."""
+    try:
+        yield
+    except (UserError, OSError, MemoryError, RuntimeError) as error:
+        raise _CaseFailed(_failure(case, error)) from error
+
+
+def _open_probabilities(
+    case: Case, to: Destination, like: Volume, predictor: _Predictor, stack: ExitStack
+) -> np.ndarray | None:
+    """The file that receives one model's probabilities while they are computed; None: not asked for, or later."""
+    if not predictor.settings.save_probabilities or predictor.combines:
+        return None
+    path = to.folder / f"{case.id}{PROBABILITIES}"
+    return stack.enter_context(writing_probabilities(path, like, len(predictor.info.outputs)))
 
 
 def _advance(case: Case, bar: ProgressBar) -> Advance:
@@ -223,14 +298,16 @@ def _advance(case: Case, bar: ProgressBar) -> Advance:
     return advance
 
 
-def _decode_and_write(computed: _Computed, predictor: _Predictor) -> tuple[Path, ...]:
+def _write(computed: _Computed, predictor: _Predictor) -> tuple[Path, ...]:
     """The masks of one case; a mask comes last, so that whatever has one is whole."""
     info, settings = predictor.info, predictor.settings
     paths = predictor.paths(computed.case)
-    for to, path in zip(predictor.destinations, paths, strict=True):
-        parts = [computed.parts[model] for model in to.models]
-        beside = to.folder / f"{computed.case.id}{PROBABILITIES}" if settings.save_probabilities else None
-        internal = segment(parts, info, computed.like, beside)
+    with computed.files:
+        internals = []
+        for to, found in zip(predictor.destinations, computed.found, strict=True):
+            beside = to.folder / f"{computed.case.id}{PROBABILITIES}" if settings.save_probabilities else None
+            internals.append(found if isinstance(found, np.ndarray) else segment(found, info, computed.like, beside))
+    for path, internal in zip(paths, internals, strict=True):
         mask = to_file_values(internal, tuple(info.labels.values()))
         mask = keep_largest_components(mask, info, settings.largest_components)
         write_labels(mask, computed.like, path)
@@ -256,7 +333,7 @@ def _failure(case: Case, error: Exception) -> Failure:
         reason = str(error)
     elif isinstance(error, OSError):
         reason = f"{error.filename or case.images[0]} cannot be read: {error.strerror or error}"
-    elif isinstance(error, MemoryError | torch.OutOfMemoryError) or "allocate memory" in str(error):
+    elif is_out_of_memory(error):
         reason = ("There is not enough memory for this case. Use a machine with more, or --device cpu where "
                   "the GPU's memory was too small.")
     else:

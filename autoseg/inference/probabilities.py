@@ -5,6 +5,7 @@ image's grid before. Outside the box of nonzero voxels background is certain, an
 """
 
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from autoseg.data.probability_files import writing_probabilities
 from autoseg.data.resampling import AxisOperator, linear_operators, resample_linear
 from autoseg.data.volume import Volume
 from autoseg.geometry import inverse_permutation, permuted
-from autoseg.inference.decoding import decode_labels
+from autoseg.inference.decoding import decode_stream, painted_labels, softmax
 from autoseg.labelling import Labelled
 
 SLAB_VALUES = 1 << 22  # probabilities of all channels in one slab: 16 MB, and as much again per step
@@ -44,16 +45,14 @@ def segment(
     ----------
     like, probabilities : the image, and the file that receives the probabilities on its grid; None: not written.
     """
-    alone = _decoded(parts[0], labelled) if len(parts) == 1 else None
-    if probabilities is None:
-        return _mean_mask(parts, labelled) if alone is None else alone
-    assert like is not None
-    with writing_probabilities(probabilities, like, len(parts[0].logits)) as file:
-        if alone is None:
+    with ExitStack() as stack:
+        file = None
+        if probabilities is not None:
+            assert like is not None
+            file = stack.enter_context(writing_probabilities(probabilities, like, len(parts[0].logits)))
+        if len(parts) > 1:
             return _mean_mask(parts, labelled, file)
-        for rows, slab in mean_probabilities(parts, bool(labelled.regions)):
-            file[:, rows] = slab
-    return alone
+        return decode_stream([(0, parts[0].logits)], parts[0].placement, painted_labels(labelled), file)
 
 
 def mean_probabilities(parts: Sequence[Part], overlapping: bool) -> Iterator[tuple[slice, Slab]]:
@@ -74,13 +73,6 @@ def mean_probabilities(parts: Sequence[Part], overlapping: bool) -> Iterator[tup
         yield slice(*rows), total
 
 
-def _decoded(part: Part, labelled: Labelled) -> Integer[np.ndarray, "z y x"]:
-    """The mask of one model."""
-    if labelled.regions:
-        return _mean_mask([part], labelled)
-    return decode_labels(part.logits, part.placement)
-
-
 def _mean_mask(
     parts: Sequence[Part], labelled: Labelled, file: np.ndarray | None = None
 ) -> Integer[np.ndarray, "z y x"]:
@@ -92,12 +84,6 @@ def _mean_mask(
         if file is not None:
             file[:, rows] = slab
     return labels
-
-
-def painted_labels(labelled: Labelled) -> tuple[int, ...] | None:
-    """The internal label that each region is painted with, in order; None without regions."""
-    values = list(labelled.labels.values())
-    return tuple(values.index(region.painted) for region in labelled.regions) or None
 
 
 def _largest(slab: Slab, dtype: np.dtype[np.integer]) -> Integer[np.ndarray, "z y x"]:
@@ -127,7 +113,7 @@ def _probabilities(part: Part, rows: tuple[int, int], overlapping: bool) -> Slab
     if start < stop:
         logits = _resampled(part, (start - low, stop - low))
         inside = (slice(start - rows[0], stop - rows[0]), *(slice(*span) for span in plane))
-        slab[(slice(None), *inside)] = expit(logits) if overlapping else _softmax(logits)
+        slab[(slice(None), *inside)] = expit(logits) if overlapping else softmax(logits)
     return slab
 
 
@@ -146,11 +132,3 @@ def _resampled(part: Part, rows: tuple[int, int]) -> Slab:
     return np.stack([
         resample_linear(channel[taken], (one, two, three)).transpose(back) for channel in part.logits
     ])
-
-
-def _softmax(logits: Slab) -> Slab:
-    """Over the first axis, in place."""
-    logits -= logits.max(axis=0)
-    np.exp(logits, out=logits)
-    logits /= logits.sum(axis=0)
-    return logits

@@ -1,8 +1,9 @@
-"""Logits of a whole image from a network that sees one window at a time."""
+"""Logits of a whole image from a network that sees one window at a time, plane by plane as they are finished."""
 
 import itertools
+import logging
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
@@ -11,7 +12,16 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
 
-PEAK = 10.0  # nnU-Net's value_scaling_factor: the importance of a window's center
+from autoseg.inference.accumulating import RollingMean
+from autoseg.inference.windows import WindowGrid, lay_windows
+
+logger = logging.getLogger("autoseg")
+
+CONSTANT = 1e-4  # of a channel's range: what resampling makes of one value differs by less
+
+Members = Sequence[tuple[nn.Module, Sequence[int]]]
+Piece = tuple[int, Tensor]  # first plane, and logits (class, planes, y, x) from there on
+Advance = Callable[[int, int], None]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,36 +36,20 @@ class WindowSettings:
     overlap : windows overlap their neighbors by at least this fraction of the patch; nnU-Net takes 0.5.
     batch_voxels : windows and their mirrored copies are computed together until a batch holds so many voxels
         (at least one window).
+    copies : of every window at most so many mirrored copies, 1 or 2, others for its neighbors (`mirrored_copies`);
+        None: all mirrorings.
+    constant_logits : windows in which every channel has one value are not computed, and these are the logits, one per
+        class, of voxels that no other window reaches. Empty: all windows are computed.
     """
 
     device: torch.device
     precision: torch.dtype = torch.float32
     overlap: float = 0.5
     batch_voxels: int = 1
+    copies: int | None = None
+    constant_logits: tuple[float, ...] = ()
 
 
-@dataclass(frozen=True)
-class WindowGrid:
-    """Where the windows lie in the padded image; axes (z, y, x) in plan order.
-
-    Attributes
-    ----------
-    shape : voxels of a window; a 2-D patch is a window of one slice.
-    padding : zeros (before, after) each axis that make the image at least as large as the window.
-    starts : first voxel of each window along each axis of the padded image.
-    """
-
-    shape: tuple[int, int, int]
-    padding: tuple[tuple[int, int], ...]
-    starts: tuple[tuple[int, ...], ...]
-
-    @property
-    def corners(self) -> list[tuple[int, ...]]:
-        """The first voxel of every window, x fastest."""
-        return list(itertools.product(*self.starts))
-
-
-@torch.inference_mode()
 def predict_logits(
     network: nn.Module,
     image: Float[Tensor, "channel z y x"],
@@ -77,155 +71,200 @@ def predict_logits(
     return ensemble_logits([(network, mirror_axes)], image, patch_shape, settings)
 
 
-@torch.inference_mode()
 def ensemble_logits(
-    members: Sequence[tuple[nn.Module, Sequence[int]]],
+    members: Members,
     image: Float[Tensor, "channel z y x"],
     patch_shape: Sequence[int],
     settings: WindowSettings,
-    advance: Callable[[int, int], None] | None = None,
+    advance: Advance | None = None,
 ) -> Float[Tensor, "class z y x"]:
-    """As `predict_logits`, averaged over several (network, mirror axes) with one accumulator for all.
+    """As `predict_logits`, averaged over several (network, mirror axes): all that `stream_logits` gives."""
+    return collect(stream_logits(members, image, patch_shape, settings, advance), image.shape[1])
 
-    `advance(done, total)` is called after every batch; both count windows and their mirrored copies.
+
+@torch.inference_mode()
+def collect(pieces: Iterable[Piece], depth: int) -> Float[Tensor, "class z y x"]:
+    """The pieces of a volume of `depth` planes as one tensor, on their device."""
+    result: Tensor | None = None
+    for first, planes in pieces:
+        if planes.shape[1] == depth:
+            return planes.contiguous()
+        if result is None:
+            result = planes.new_empty((len(planes), depth, *planes.shape[2:]))
+        result[:, first : first + planes.shape[1]] = planes
+    assert result is not None
+    return result
+
+
+def stream_logits(
+    members: Members,
+    image: Float[Tensor, "channel z y x"],
+    patch_shape: Sequence[int],
+    settings: WindowSettings,
+    advance: Advance | None = None,
+) -> Iterator[Piece]:
+    """Mean logits over several (network, mirror axes), in pieces along z: (first plane, (class, planes, y, x)).
+
+    Windows are computed row by row along z, each row by all networks; what no later row reaches is handed on, and
+    its memory used again: sums are held for as many planes as a row has. A piece must be used before the next is
+    asked for. `advance(done, total)` is called after every batch; both count windows and their mirrored copies.
+
+    Raises
+    ------
+    torch.OutOfMemoryError : one window at a time, with sums in host memory, is still too much.
     """
     grid = lay_windows(tuple(image.shape[1:]), patch_shape, settings.overlap)
-    padded = _padded(image.to(settings.device, torch.float32), grid.padding)
-    accumulator = _Accumulator(grid, tuple(padded.shape[1:]), settings.device)
-    jobs = [_copies(grid, [axis + 3 - len(patch_shape) for axis in axes]) for _, axes in members]
-    total, done = sum(len(copies) for copies in jobs), 0
-    for (network, _), copies in zip(members, jobs, strict=True):
-        share = len(grid.corners) / len(copies) / len(members)
-        with _autocast(settings):  # around the loop: it keeps the converted weights
-            for batch in _batches(copies, settings.batch_voxels // math.prod(grid.shape)):
-                logits = _forward(network, _windows(padded, grid, batch), len(patch_shape))
+    axes = [[axis + 3 - len(patch_shape) for axis in mirrored] for _, mirrored in members]
+    loop = _Loop(members, axes, grid, settings, advance)
+    yield from loop.run(image.to(torch.float32), len(patch_shape))
+
+
+Axes = tuple[int, ...]
+_Copy = tuple[tuple[int, ...], Axes]  # (corner of the window, mirrored axes of (z, y, x))
+
+
+def mirrored_copies(
+    grid: WindowGrid, corner: Sequence[int], subsets: Sequence[Axes], count: int | None
+) -> Sequence[Axes]:
+    """The mirrorings of one window: all `subsets` of the axes, or, with a `count`, others than its neighbors'.
+
+    One copy is mirrored along those axes along which the window's number is odd, so that with an overlap of half a
+    window every voxel inside the image is seen in all mirrorings once. A second one is mirrored along the other axes.
+    """
+    if count is None or len(subsets) <= count:
+        return subsets
+    odd = {axis for axis, start in enumerate(corner) if grid.starts[axis].index(start) % 2}
+    return [tuple(axis for axis in subsets[-1] if (axis in odd) is mirrored) for mirrored in (True, False)][:count]
+
+
+class _Loop:
+    """The windows of one image; batches shrink, and sums move to the host, where memory is short."""
+
+    def __init__(
+        self, members: Members, axes: Sequence[Sequence[int]], grid: WindowGrid, settings: WindowSettings,
+        advance: Advance | None,
+    ) -> None:  # fmt: skip
+        self._networks = [network for network, _ in members]
+        self._subsets = [
+            [subset for n in range(len(own) + 1) for subset in itertools.combinations(own, n)] for own in axes
+        ]
+        self._grid, self._settings, self._advance = grid, settings, advance
+        self._batch = max(settings.batch_voxels // math.prod(grid.shape), 1)
+        self._done = self._total = 0
+
+    def run(self, image: Tensor, dimensions: int) -> Iterator[Piece]:
+        """The image's pieces."""
+        grid, device = self._grid, self._settings.device
+        padded = self._padded(image)
+        left_out = self._constant(padded) if self._settings.constant_logits else frozenset()
+        rows = grid.rows(min(self._count(subsets) for subsets in self._subsets), self._batch)
+        depth = max(row[-1] - row[0] for row in rows) + grid.shape[0]
+        sums = RollingMean(grid, image.shape[1:], depth, device, self._settings.constant_logits if left_out else ())
+        self._total = (len(grid.corners) - len(left_out)) * sum(self._count(subsets) for subsets in self._subsets)
+        for row, following in itertools.zip_longest(rows, rows[1:]):
+            corners = [corner for corner in grid.corners_at(row) if corner not in left_out]
+            for corner in corners:
+                sums.count(corner)
+            for network, subsets in zip(self._networks, self._subsets, strict=True):
+                copies = [(corner, subset) for corner in corners
+                          for subset in mirrored_copies(grid, corner, subsets, self._settings.copies)]
+                share = 1 / self._count(subsets) / len(self._networks)
+                self._compute(network, copies, padded, dimensions, sums, share)
+            stop = row[-1] + grid.shape[0] if following is None else following[0]
+            yield sums.finished(stop)
+            if following is not None:
+                sums.forget(stop)
+
+    def _count(self, subsets: Sequence[Axes]) -> int:
+        """Mirrored copies of a window."""
+        return min(len(subsets), self._settings.copies or len(subsets))
+
+    @torch.inference_mode()  # not around the generator: it would hold for whoever takes the pieces
+    def _compute(  # noqa: PLR0913 (one network's part of a row)
+        self, network: nn.Module, copies: list[_Copy], padded: Tensor, dimensions: int, sums: RollingMean, share: float
+    ) -> None:
+        position = 0
+        with _autocast(self._settings):  # around the loop: it keeps the converted weights
+            while position < len(copies):
+                batch = copies[position : position + self._batch]
+                logits = self._logits(network, padded, batch, dimensions, sums)
+                if logits is None:
+                    continue
                 for corner, group in itertools.groupby(zip(batch, logits, strict=True), key=_corner):
-                    accumulator.add(_mirrored_sum(group), corner, share)
-                done += len(batch)
-                if advance is not None:
-                    advance(done, total)
-    return accumulator.mean(tuple(image.shape[1:]))
+                    sums.add(_mirrored_sum(group), corner, share)
+                position += len(batch)
+                self._done += len(batch)
+                if self._advance is not None:
+                    self._advance(self._done, self._total)
+
+    def _logits(
+        self, network: nn.Module, padded: Tensor, batch: list[_Copy], dimensions: int, sums: RollingMean
+    ) -> Tensor | None:
+        """A batch's logits; None where memory was too short, and less of it will be needed the next time."""
+        try:
+            return _forward(network, _windows(padded, self._grid, batch).to(self._settings.device), dimensions)
+        except RuntimeError as error:
+            if not is_out_of_memory(error) or not self._can_save(len(batch), sums):
+                raise
+        # Outside the handler: its traceback holds tensors.
+        self._save(len(batch), sums)
+        return None
+
+    def _can_save(self, windows: int, sums: RollingMean) -> bool:
+        return windows > 1 or sums.device.type != "cpu"
+
+    def _save(self, windows: int, sums: RollingMean) -> None:
+        if windows > 1:
+            self._batch = windows // 2
+            logger.info("memory is too small for %d windows at a time: from here on %d", windows, self._batch)
+        else:
+            logger.info("the GPU's memory is too small for a window beside the sums of logits: these move to the host")
+            sums.to_host()
+        if self._settings.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+    def _padded(self, image: Tensor) -> Tensor:
+        """The padded image on the device; in host memory where it does not fit, and windows are sent one by one."""
+        padding = self._grid.padding
+        if any(before or after for before, after in padding):
+            image = functional.pad(image, [amount for axis in reversed(padding) for amount in axis])
+        try:
+            return image.to(self._settings.device)
+        except torch.OutOfMemoryError:
+            logger.info("the GPU's memory is too small for the image: its windows are sent one by one")
+            return image
+
+    @torch.inference_mode()
+    def _constant(self, padded: Tensor) -> frozenset[tuple[int, ...]]:
+        """The corners of the windows in which every channel has one value, up to rounding."""
+        low, high = padded.flatten(1).aminmax(dim=1)
+        rounding = CONSTANT * (high - low)
+        found = set()
+        for corner in self._grid.corners:
+            low, high = padded[(slice(None), *_span(corner, self._grid))].flatten(1).aminmax(dim=1)
+            if bool((high - low <= rounding).all()):
+                found.add(corner)
+        if found:
+            logger.info("%d of %d windows hold one value: left out", len(found), len(self._grid.corners))
+        return frozenset(found)
 
 
-def lay_windows(shape: Sequence[int], patch_shape: Sequence[int], overlap: float) -> WindowGrid:
-    """The windows that cover an image of `shape` (z, y, x); `patch_shape` has 2 or 3 lengths.
-
-    Along an axis of I voxels, windows of P voxels: ceil((I - P) / (P (1 - overlap))) + 1 of them, evenly
-    spaced from 0 to I - P, rounded (halves to even).
-    """
-    sliced = len(patch_shape) == 2
-    window = (1, *patch_shape) if sliced else tuple(patch_shape)
-    missing = [max(p - n, 0) for n, p in zip(shape, window, strict=True)]
-    padding = tuple((m // 2, m - m // 2) for m in missing)
-    starts = [_starts(n + m, p, overlap) for n, m, p in zip(shape, missing, window, strict=True)]
-    if sliced:
-        starts[0] = tuple(range(shape[0]))
-    return WindowGrid((window[0], window[1], window[2]), padding, tuple(starts))
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether memory, of a device or the host, could not be had."""
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "allocate memory" in str(error)
 
 
-def importance(length: int) -> Float[Tensor, " voxel"]:
-    """One axis of the importance of a window's voxels: a Gaussian of sigma length / 8, center 1; float64.
-
-    The center is voxel length // 2. A window's importance is `PEAK` times the product over its axes; it is
-    positive everywhere, since the Gaussian never ends inside the window.
-    """
-    offset = torch.arange(length, dtype=torch.float64) - length // 2
-    return torch.exp(-0.5 * (offset / (length / 8)) ** 2)
-
-
-def window_importance(patch_shape: Sequence[int]) -> Float[Tensor, "..."]:
-    """`PEAK` times the product of the axes' `importance`; float32, shape `patch_shape`."""
-    weight = torch.tensor(PEAK, dtype=torch.float64)
-    for length in patch_shape:
-        weight = weight[..., None] * importance(length)
-    return weight.to(torch.float32)
-
-
-class _Accumulator:
-    """The weighted sum of logits over windows: one float32 array (class, z, y, x) for all networks."""
-
-    def __init__(self, grid: WindowGrid, shape: tuple[int, ...], device: torch.device) -> None:
-        self._grid, self._shape, self._device = grid, shape, device
-        self._weight = window_importance(grid.shape).to(device)
-        self._sum: Tensor | None = None
-
-    def add(self, logits: Float[Tensor, "class z y x"], corner: Sequence[int], share: float) -> None:
-        """Add one window's logits times its importance times `share`."""
-        if self._sum is None:
-            self._allocate(len(logits))
-        assert self._sum is not None
-        where = tuple(slice(start, start + n) for start, n in zip(corner, self._grid.shape, strict=True))
-        weighted = logits * (self._weight * share)
-        self._sum[(slice(None), *where)] += weighted.to(self._sum.device)
-
-    def mean(self, shape: Sequence[int]) -> Float[Tensor, "class z y x"]:
-        """The weighted mean, without the padding: (class, *shape)."""
-        assert self._sum is not None
-        before = [axis[0] for axis in self._grid.padding]
-        inner = tuple(slice(start, start + n) for start, n in zip(before, shape, strict=True))
-        result = self._sum[(slice(None), *inner)]
-        axes = range(3)
-        for axis, starts, length, kept in zip(axes, self._grid.starts, self._grid.shape, inner, strict=True):
-            # The importance is a product over axes and so is its sum over a grid of windows.
-            coverage = torch.zeros(self._shape[axis], dtype=torch.float64)
-            for start in starts:
-                coverage[start : start + length] += importance(length)
-            scale = (PEAK if axis == 0 else 1.0) * coverage[kept]
-            view = [-1 if other == axis else 1 for other in axes]
-            result.div_(scale.to(result.device, torch.float32).view(view))
-        return result.contiguous()
-
-    def _allocate(self, class_count: int) -> None:
-        device = self._device
-        size = 4 * class_count * math.prod(self._shape)
-        if device.type == "cuda" and size > 0.5 * _free_bytes(device):
-            device = torch.device("cpu")
-        self._sum = torch.zeros((class_count, *self._shape), dtype=torch.float32, device=device)
-
-
-def _free_bytes(device: torch.device) -> int:
-    """Bytes that tensors on a GPU may still take: unreserved, or reserved by torch and unused."""
-    unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-    return int(torch.cuda.mem_get_info(device)[0]) + unused
-
-
-def _starts(length: int, patch: int, overlap: float) -> tuple[int, ...]:
-    count = math.ceil((length - patch) / (patch * (1 - overlap))) + 1
-    if count == 1:
-        return (0,)
-    return tuple(round((length - patch) / (count - 1) * index) for index in range(count))
-
-
-def _padded(image: Tensor, padding: Sequence[tuple[int, int]]) -> Tensor:
-    if not any(before or after for before, after in padding):
-        return image
-    return functional.pad(image, [amount for axis in reversed(padding) for amount in axis])
-
-
-_Copy = tuple[tuple[int, ...], tuple[int, ...]]  # (corner of the window, mirrored axes of (z, y, x))
-
-
-def _copies(grid: WindowGrid, axes: Sequence[int]) -> list[_Copy]:
-    subsets = [subset for n in range(len(axes) + 1) for subset in itertools.combinations(axes, n)]
-    return [(corner, subset) for corner in grid.corners for subset in subsets]
+def _span(corner: Sequence[int], grid: WindowGrid) -> tuple[slice, ...]:
+    return tuple(slice(start, start + n) for start, n in zip(corner, grid.shape, strict=True))
 
 
 def _corner(item: tuple[_Copy, Tensor]) -> tuple[int, ...]:
     return item[0][0]
 
 
-def _batches(copies: list[_Copy], size: int) -> list[list[_Copy]]:
-    size = max(size, 1)
-    return [copies[start : start + size] for start in range(0, len(copies), size)]
-
-
 def _windows(padded: Tensor, grid: WindowGrid, batch: list[_Copy]) -> Tensor:
     """(batch, channel, z, y, x): the windows of a batch, each mirrored as its copy asks."""
-    windows = []
-    for corner, axes in batch:
-        where = tuple(slice(start, start + n) for start, n in zip(corner, grid.shape, strict=True))
-        windows.append(_mirrored(padded[(slice(None), *where)], axes))
-    return torch.stack(windows)
+    return torch.stack([_mirrored(padded[(slice(None), *_span(corner, grid))], axes) for corner, axes in batch])
 
 
 def _mirrored(array: Tensor, axes: Sequence[int]) -> Tensor:

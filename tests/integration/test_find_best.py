@@ -219,13 +219,13 @@ def test_a_cascade_is_compared_and_its_first_stage_computed_once(place, monkeypa
         info = model_info(fold=fold, configuration="3d_cascade_fullres", previous_stage=previous)
         write_fold(place.run, info, seed=9)
         place.validate("plain", "3d_cascade_fullres", fold)
-    whole, calls = computing.predict_logits_of, []
+    whole, calls = computing.stream_logits_of, []
 
     def counted(ensemble, *arguments):
         calls.append((ensemble.info.configuration, ensemble.info.fold))
         return whole(ensemble, *arguments)
 
-    monkeypatch.setattr(computing, "predict_logits_of", counted)
+    monkeypatch.setattr(computing, "stream_logits_of", counted)
     assert find_best(place, "--names", "plain") == 0
     assert sorted(calls) == sorted((configuration, fold) for configuration in ("3d_fullres", "3d_cascade_fullres")
                                    for fold in ("0", "0", "1"))

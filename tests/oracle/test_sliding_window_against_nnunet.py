@@ -6,13 +6,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from autoseg.inference.sliding_window import (
-    WindowSettings,
-    ensemble_logits,
-    lay_windows,
-    predict_logits,
-    window_importance,
-)
+from autoseg.inference.sliding_window import WindowSettings, ensemble_logits, predict_logits
+from autoseg.inference.windows import lay_windows, window_importance
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")

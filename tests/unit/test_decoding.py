@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from autoseg.data.preprocessing import Placement
-from autoseg.inference import decoding
+from autoseg.inference import blocks
 from autoseg.inference.decoding import decode_labels
 
 
@@ -50,13 +50,14 @@ def test_ties_go_to_the_lower_class_as_in_argmax():
     np.testing.assert_array_equal(logits, before)
 
 
-@pytest.mark.parametrize("slab_voxels", [1, 500, 10**9])
-def test_slabs_do_not_show(monkeypatch, slab_voxels):
+@pytest.mark.parametrize("sizes", [(1, 1), (3, 5), (100, 100)])
+def test_slabs_and_blocks_do_not_show(monkeypatch, sizes):
     shape, factors = (13, 11, 17), (0.6, 1.3, 0.5)
     placement = placement_of(shape, ((1, 13), (0, 9), (2, 17)), (2, 0, 1), factors)
     logits = np.random.default_rng(1).standard_normal((4, *placement.shape), dtype=np.float32)
     whole = decode_labels(logits, placement)
-    monkeypatch.setattr(decoding, "SLAB_VOXELS", slab_voxels)
+    monkeypatch.setattr(blocks, "THICKNESS", sizes[0])
+    monkeypatch.setattr(blocks, "WIDTH", sizes[1])
     assert (decode_labels(logits, placement) == whole).mean() > 0.9999
 
 

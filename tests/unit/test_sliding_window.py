@@ -5,13 +5,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from autoseg.inference.sliding_window import (
-    WindowSettings,
-    ensemble_logits,
-    lay_windows,
-    predict_logits,
-    window_importance,
-)
+from autoseg.inference.sliding_window import WindowSettings, ensemble_logits, predict_logits
+from autoseg.inference.windows import lay_windows, window_importance
 
 CPU = torch.device("cpu")
 EXACT = WindowSettings(device=CPU)

@@ -1,0 +1,24 @@
+"""Arrays on the disk whose space is reserved first: a full disk is an error then, not a process that is killed."""
+
+import math
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+
+def reserved_array(path: Path, shape: Sequence[int]) -> np.memmap:
+    """A new float32 array of zeros in a file, mapped into memory.
+
+    Raises
+    ------
+    OSError : the disk is full, no permission.
+    """
+    size = 4 * math.prod(shape)
+    with path.open("wb") as file:
+        if hasattr(os, "posix_fallocate"):
+            os.posix_fallocate(file.fileno(), 0, size)
+        else:  # macOS: a full disk shows when pages are written
+            file.truncate(size)
+    return np.memmap(path, np.float32, "r+", shape=tuple(shape))

@@ -1,0 +1,141 @@
+"""The weighted mean of windows' logits, held for the planes that windows still reach and no others."""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from autoseg.inference.windows import PEAK, WindowGrid, coverage, window_importance
+
+FEW_CLASSES = 8  # up to so many are summed as they lie
+
+
+class RollingMean:
+    """Sums of logits (class, z, y, x) for a range of planes of the padded image, which moves along z.
+
+    Parameters
+    ----------
+    depth : planes held at a time: those of one row of windows.
+    device : where sums are kept, if at most half of what is free there suffices; else in host memory.
+    unreached : where some windows are left out, the logits (one per class) of voxels that no other reaches: then
+        every voxel's weight is summed too. Empty: all windows are added.
+    """
+
+    def __init__(
+        self, grid: WindowGrid, shape: Sequence[int], depth: int, device: torch.device, unreached: Sequence[float] = ()
+    ) -> None:
+        self._grid, self._shape, self._depth, self._device = grid, tuple(shape), depth, device
+        self._unreached = tuple(unreached)
+        self._importance = window_importance(grid.shape).to(device)
+        size = [n + sum(padding) for n, padding in zip(shape, grid.padding, strict=True)]
+        self._padded_shape = tuple(size)
+        self._coverage = [coverage(starts, length, n)
+                          for starts, length, n in zip(grid.starts, grid.shape, size, strict=True)]
+        self._first = 0
+        self._sum: Tensor | None = None
+        self._weight = torch.zeros((depth, *size[1:])) if unreached else None
+
+    @property
+    def device(self) -> torch.device:
+        """Where the sums are."""
+        return self._device if self._sum is None else self._sum.device
+
+    @torch.inference_mode()
+    def to_host(self) -> None:
+        """Keep the sums in host memory from now on."""
+        self._device = torch.device("cpu")
+        if self._sum is not None:
+            self._sum = self._sum.cpu()
+
+    @torch.inference_mode()
+    def add(self, logits: Float[Tensor, "class z y x"], corner: Sequence[int], share: float) -> None:
+        """Add one window's logits times its importance times `share`."""
+        if self._sum is None:
+            self._sum = self._allocate(len(logits))
+        target = self._sum[(slice(None), *self._where(corner))]
+        if self._sum.device == logits.device:
+            _add_weighted(target, logits, self._importance.to(logits.device), share)
+        else:
+            target += (logits * (self._importance * share)).to(self._sum.device)
+
+    @torch.inference_mode()
+    def count(self, corner: Sequence[int]) -> None:
+        """A window is not left out; needed once for each where some are."""
+        if self._weight is not None:
+            self._weight[self._where(corner)] += self._importance.cpu()
+
+    @torch.inference_mode()
+    def finished(self, stop: int) -> tuple[int, Float[Tensor, "class z y x"]]:
+        """(first plane in the image, mean logits without the padding) of the planes before `stop`.
+
+        `stop` : a plane of the padded image that no window to come reaches below. The tensor is part of the sums: it
+        must be used before anything is added.
+        """
+        if self._sum is None:  # every window so far is left out
+            self._sum = self._allocate(len(self._unreached))
+        inner = [slice(before, before + n) for (before, _), n in zip(self._grid.padding, self._shape, strict=True)]
+        start, stop = max(self._first, inner[0].start), min(stop, inner[0].stop)
+        held = slice(start - self._first, stop - self._first)
+        planes = self._sum[:, held, inner[1], inner[2]]
+        if self._weight is None:
+            z, y, x = (axis[kept] for axis, kept in zip(self._coverage, (slice(start, stop), *inner[1:]), strict=True))
+            weight = (PEAK * z[:, None, None] * y[:, None] * x).to(planes.device, torch.float32)
+            return start - inner[0].start, planes.div_(weight)
+        weight = self._weight[held, inner[1], inner[2]].to(planes.device)
+        planes.div_(torch.where(weight > 0, weight, 1))
+        for one, logit in zip(planes, self._unreached, strict=True):
+            one.masked_fill_(weight == 0, logit)
+        return start - inner[0].start, planes
+
+    @torch.inference_mode()
+    def forget(self, stop: int) -> None:
+        """Let go of the planes before `stop`; as many beyond come in, without any sum."""
+        gone = stop - self._first
+        self._first = stop
+        if self._sum is not None:
+            _shift(self._sum, 1, gone)
+        if self._weight is not None:
+            _shift(self._weight, 0, gone)
+
+    def _where(self, corner: Sequence[int]) -> tuple[slice, ...]:
+        moved = (corner[0] - self._first, *corner[1:])
+        return tuple(slice(start, start + n) for start, n in zip(moved, self._grid.shape, strict=True))
+
+    def _allocate(self, class_count: int) -> Tensor:
+        shape = (class_count, self._depth, *self._padded_shape[1:])
+        if self._device.type == "cuda" and 4 * math.prod(shape) > 0.5 * free_bytes(self._device):
+            self._device = torch.device("cpu")
+        return torch.zeros(shape, dtype=torch.float32, device=self._device)
+
+
+def free_bytes(device: torch.device) -> int:
+    """Bytes that tensors on a GPU may still take: unreserved, or reserved by torch and unused."""
+    unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return int(torch.cuda.mem_get_info(device)[0]) + unused
+
+
+def _add_weighted(target: Tensor, logits: Tensor, weight: Tensor, share: float) -> None:
+    """Add logits (class, z, y, x) times weight (z, y, x) times `share` in place.
+
+    A network in the channels-last format gives classes that lie side by side; on a CPU these are put one behind the
+    other plane by plane: measured, five times faster with 117 classes than one strided sum.
+    """
+    classes, _, height, width = logits.shape
+    if logits.device.type != "cpu" or classes <= FEW_CLASSES or logits.stride(0) != 1:
+        target.addcmul_(logits, weight, value=share)
+        return
+    for total, plane, importance in zip(target.unbind(1), logits.unbind(1), weight, strict=True):
+        side_by_side = plane.permute(1, 2, 0).reshape(height * width, classes)
+        total.addcmul_(side_by_side.t().contiguous().view(classes, height, width), importance, value=share)
+
+
+def _shift(array: Tensor, axis: int, by: int) -> None:
+    """Move entries along an axis to the front, in place; zeros follow."""
+    size = array.shape[axis]
+    for start in range(by, size, by):  # steps of `by` never overlap
+        length = min(by, size - start)
+        array.narrow(axis, start - by, length).copy_(array.narrow(axis, start, length))
+    kept = max(size - by, 0)
+    array.narrow(axis, kept, size - kept).zero_()

@@ -1,0 +1,51 @@
+"""What one case needs in memory, before anything is computed."""
+
+import math
+from collections.abc import Sequence
+
+import torch
+
+from autoseg.data.free_memory import available_memory_bytes
+from autoseg.errors import UserError
+from autoseg.inference.accumulating import free_bytes
+from autoseg.inference.sliding_window import WindowSettings
+from autoseg.inference.windows import lay_windows
+from autoseg.schema import CheckpointInfo
+
+FLOAT = 4
+LABEL_COPIES = 3  # the mask, its values in the user's files, and what is written
+GIB = 1 << 30
+
+
+def refuse_too_large(info: CheckpointInfo, shape: Sequence[int], original: Sequence[int], windows: WindowSettings,
+                     mirrors: int) -> None:  # fmt: skip
+    """Raise where even a stream of planes does not fit in the memory that is free.
+
+    shape, original : voxels of the prepared image and of the file; mirrors : copies of each window.
+
+    Raises
+    ------
+    UserError : how much is needed and how much is there.
+    """
+    needed = stream_bytes(info, shape, windows, mirrors) + LABEL_COPIES * math.prod(original)
+    available = available_memory_bytes()
+    if needed > available:
+        raise UserError(
+            f"Predicting this image takes about {needed / GIB:.1f} GiB beside the image itself ({len(info.outputs)} "
+            f"classes, {' × '.join(map(str, shape))} voxels at the network's spacing), and {available / GIB:.1f} GiB "
+            "are free.\nClose other programs, use a machine with more memory, or cut the image into parts."
+        )
+
+
+def stream_bytes(info: CheckpointInfo, shape: Sequence[int], windows: WindowSettings, mirrors: int) -> int:
+    """Host memory for the sums of logits of one row of windows, one batch's logits, and the padded image."""
+    patch = info.network.patch_shape
+    grid = lay_windows(shape, patch, windows.overlap)
+    batch = max(1, min(windows.batch_voxels // math.prod(grid.shape), mirrors * len(grid.corners)))
+    depth = max(row[-1] - row[0] for row in grid.rows(mirrors, batch)) + grid.shape[0]
+    padded = [n + sum(padding) for n, padding in zip(shape, grid.padding, strict=True)]
+    sums = FLOAT * len(info.outputs) * depth * math.prod(padded[1:])
+    image = FLOAT * info.input_channels * math.prod(padded) if padded != list(shape) else 0
+    if windows.device.type == "cuda":
+        return image + (sums if sums > 0.5 * free_bytes(torch.device(windows.device)) else 0)
+    return image + sums + FLOAT * len(info.outputs) * batch * math.prod(grid.shape)
