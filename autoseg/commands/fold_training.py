@@ -2,6 +2,7 @@
 
 import logging
 import shutil
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,6 +17,7 @@ from autoseg.commands.beginning import (
 )
 from autoseg.commands.first_stage import FirstStage
 from autoseg.commands.options import DeviceName
+from autoseg.commands.speed_report import Predicted, report_speeds
 from autoseg.commands.spread_cases import outcome_of_all, share_of
 from autoseg.commands.stopping import stop_on_signals
 from autoseg.commands.training_method import name_of_method, plan_to_train
@@ -68,6 +70,7 @@ class FoldRequest:
     overwritten : folds of this model that are deleted as this training starts, if any.
     first_stage : of a cascade (`autoseg.commands.cascade`).
     processes : those that train together; each is asked for the same.
+    speed_report : measure at the end what the levels of `predict --speed` cost.
     """
 
     run: Path
@@ -87,6 +90,7 @@ class FoldRequest:
     seed: int
     first_stage: FirstStage | None = None
     processes: Processes = ALONE
+    speed_report: bool = True
 
     @property
     def asked(self) -> Asked:
@@ -131,7 +135,7 @@ def train_fold(request: FoldRequest, recording: Recording) -> TrainedFold:
                       f"(state: {folder / 'resume'}).")
     recording.inputs["weights"] = info.weights_sha256
     recording.results.update(steps=info.steps, training_seconds=round(info.seconds, 1))
-    scores = _validate(held_out, session, recording) if held_out else None
+    scores = _validate(held_out, session, recording, request.speed_report) if held_out else None
     return TrainedFold(request.fold, folder, info, scores)
 
 
@@ -263,17 +267,20 @@ def refuse_what_exists(folder: Path, resume: bool, overwrite: bool) -> None:
         raise UserError(f"--resume: {folder} holds no training to continue.\nRun without --resume to start one.")
 
 
-def _validate(cases: list[Case], session: Session, recording: Recording) -> Scores:
+def _validate(cases: list[Case], session: Session, recording: Recording, speed_report: bool) -> Scores:
     """Predict the fold's validation cases as `predict` would, score them, write scores.json; 3 when a case failed.
 
-    A cascade's masks are those of the same fold of its first stage: the others have seen these cases.
+    A cascade's masks are those of the same fold of its first stage: the others have seen these cases. With
+    `speed_report`, the first process measures on its share of the cases what the faster levels cost.
     """
     plan, output = session.plan, session.folder / VALIDATION
     trained = TrainedModel(session.name, session.configuration, (session.fold,), session.folder.parent)
     settings = PredictSettings(device=session.device, overwrite=True)
     member = Reader().member(trained, trained.folds, trained.folds)
     share = share_of(cases, session.processes)
+    start = time.perf_counter()
     own = predict_members(share, [member], output, settings) if share else ([], [])
+    seconds = time.perf_counter() - start
     written, failures = outcome_of_all(own, output, session.processes)
     if not written:
         raise all_of([f"{failure.id}: {failure.reason}" for failure in failures],
@@ -290,4 +297,8 @@ def _validate(cases: list[Case], session: Session, recording: Recording) -> Scor
     scores = session.processes.from_first(score, Scores)
     recording.results.update(dice=scores.mean.dice, nsd=scores.mean.nsd, hd95=scores.mean.hd95, failed=len(failures))
     recording.exit_status = 3 if failures else recording.exit_status
+    if speed_report and session.processes.is_first and own[0]:
+        done = {path.name.removesuffix(plan.file_ending) for path in own[0]}
+        predicted = Predicted(member, [case for case in share if case.id in done], seconds, scores)
+        recording.results.update(report_speeds(predicted, session.folder, settings.device, session.annotated))
     return scores

@@ -3,8 +3,9 @@
 import logging
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
@@ -17,6 +18,7 @@ from autoseg.commands.options import (
     SeedOption,
 )
 from autoseg.errors import UserError, all_of
+from autoseg.inference.speeds import SPEEDS, SpeedName
 from autoseg.output import write_json_object, write_stdout
 from autoseg.progress import readable_seconds
 from autoseg.recording import recorded
@@ -41,9 +43,15 @@ def predict(  # noqa: PLR0913 (a command's options)
         ConfigurationName | None, Parameter(help="Needed where the model was trained in several.")
     ] = None,
     folds: Annotated[
-        str | None, Parameter(help="Comma-separated (0,1,…) or `all`; by default every trained fold, averaged.")
+        str | None, Parameter(help="Comma-separated (0,1,…) or `all`; by default every trained fold, averaged; with a "
+                                         "faster --speed than `exact` one.")
     ] = None,
-    speed: Annotated[Literal["exact"], Parameter(help="`exact`: nnU-Net's windows and mirroring.")] = "exact",
+    speed: Annotated[
+        SpeedName,
+        Parameter(help="`exact`: nnU-Net's windows, mirroring and folds. `balanced`: two mirrored copies of a window, "
+                       "the fold that validated best, the device's fastest precision. `fast`: one copy, less overlap. "
+                       "What they cost in Dice, as `train` measured it, is printed."),
+    ] = "exact",
     tta: Annotated[
         bool, Parameter(name="--tta", negative="--no-tta", help="Average over mirrored copies of the image.")
     ] = True,
@@ -54,6 +62,10 @@ def predict(  # noqa: PLR0913 (a command's options)
     save_probabilities: Annotated[
         bool, Parameter(negative=(), help="Write CASE_probabilities.nii.gz too: a channel per class or region.")
     ] = False,
+    skip_empty: Annotated[
+        bool, Parameter(negative=(), help="Leave out windows in which every channel has one value (padding, air): "
+                                          "background is written there. Not nnU-Net's, and not measured.")
+    ] = False,
     overwrite: Annotated[bool, Parameter(negative=(), help="Replace masks that exist already.")] = False,
     device: DeviceOption = "auto",
     seed: SeedOption = DEFAULT_SEED,
@@ -61,26 +73,27 @@ def predict(  # noqa: PLR0913 (a command's options)
 ) -> int:
     """Segment a folder of images; masks land on the images' own grids.
 
-    Several folds are averaged. Without --name and --configuration the choice of `find-best` (best.json) is taken,
-    with its postprocessing; where nothing was chosen, the only trained model. A cascade runs both stages.
+    Several folds are averaged; the faster levels of --speed take one. Without --name and --configuration the choice of
+    `find-best` (best.json) is taken, with its postprocessing; where nothing was chosen, the only trained model. A
+    cascade runs both stages.
     The output folder receives one mask per case, labels.json (names and values of labels or regions; also the order
     of the channels of probabilities) and, if a case failed, failures.json with the reason (exit status 3; 2 when
     every case failed).
     """
+    from autoseg.commands.speed_choice import read_members, settings_of
     from autoseg.inference.device import choose_device
-    from autoseg.inference.prediction import PredictSettings
-    from autoseg.inference.trained import Reader
 
     _refuse_same_folder(input, output)  # before anything, even a record, is written there
     with recorded("predict", output, seed) as recording:
         start = time.perf_counter()
+        level = SPEEDS[speed]
         chosen = _choose(run, name, configuration, folds, postprocessing)
-        reader = Reader()
-        members = [reader.member(model, chosen_folds) for model, chosen_folds in chosen.models]
+        members, costs = read_members(chosen, level, folds is None)
         recording.inputs.update(_hashes(members))
         recording.inputs["images"] = str(input.resolve())
-        settings = PredictSettings(device=choose_device(device), tta=tta, overwrite=overwrite,
-                                   save_probabilities=save_probabilities, largest_components=chosen.largest_components)
+        asked = settings_of(level, members, choose_device(device), tta)
+        settings = replace(asked, skip_constant=skip_empty, overwrite=overwrite, save_probabilities=save_probabilities,
+                           largest_components=chosen.largest_components)
         written, failures, recording.device = _predict(members, input, output, settings)
         if failures and not written:
             raise all_of([f"{failure.id}: {failure.reason}" for failure in failures],
@@ -89,10 +102,10 @@ def predict(  # noqa: PLR0913 (a command's options)
         seconds = round(time.perf_counter() - start, 3)
         recording.exit_status = SOME_FAILED if failures else 0
         counts = {"predicted": len(written), "failed": len(failures)}
-        recording.results.update(counts, seconds=seconds, speed=speed, tta=tta,
-                                 postprocessing=in_words(chosen.largest_components))
+        recording.results.update(counts, seconds=seconds, speed=speed, tta=tta, skip_empty=skip_empty,
+                                 postprocessing=in_words(chosen.largest_components), **costs)
         if json:
-            write_json_object({**counts, "seconds": seconds, "output": str(output)})
+            write_json_object({**counts, "seconds": seconds, "output": str(output), "speed": speed, **costs})
         else:
             write_stdout(_summary(written, failures, output, seconds))
     return recording.exit_status
@@ -138,6 +151,7 @@ def _predict(
     import torch
 
     from autoseg.data.dataset import list_images
+    from autoseg.inference.device import name_of
     from autoseg.inference.prediction import predict_members
 
     device = settings.device
@@ -145,7 +159,7 @@ def _predict(
     info = members[0].info
     cases = list_images(images, len(info.channel_names), info.file_ending)
     written, failures = predict_members(cases, members, output, settings)
-    return written, failures, torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
+    return written, failures, name_of(device)
 
 
 def _refuse_same_folder(images: Path, output: Path) -> None:

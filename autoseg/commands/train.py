@@ -109,6 +109,10 @@ def train(  # noqa: PLR0913 (a command's options)
         Parameter(help="How words act: `alignment` of region features, class `heads` made of the vectors, or the "
                        "regions' `gram` matrix."),
     ] = None,
+    speed_report: Annotated[
+        bool, Parameter(name="--speed-report", negative="--no-speed-report",
+                        help="Measure on the validation cases what `predict --speed balanced` and `fast` cost."),
+    ] = True,
     resume: Annotated[bool, Parameter(negative=(), help="Continue an interrupted or finished training.")] = False,
     overwrite: Annotated[bool, Parameter(negative=(), help="Delete this model's fold and train anew.")] = False,
     device: DeviceOption = "auto",
@@ -131,6 +135,7 @@ def train(  # noqa: PLR0913 (a command's options)
         run=run, plan=plan, configuration=configuration, architecture=architecture, fold=folds[0],
         name=None if name is None else check_name(name), settings=settings, choices=choices, preset=preset,
         text_bank=text_bank, init=init, resume=resume, overwritten=folds if overwrite else (), device=device, seed=seed,
+        speed_report=speed_report,
     )
     with recorded("train", run, seed) as recording, joined(choose_device(device)) as processes:
         request = with_first_stage(replace(request, processes=processes), folds, previous_name, recording)

@@ -9,6 +9,11 @@ from autoseg.errors import UserError
 DeviceName = Literal["auto", "cpu", "cuda"]
 
 
+def name_of(device: torch.device) -> str:
+    """The GPU's name, or "cpu"."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+
+
 def choose_device(name: DeviceName) -> torch.device:
     """The device that `--device` means: `auto` takes CUDA where it is present, else the CPU.
 

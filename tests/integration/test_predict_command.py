@@ -175,7 +175,7 @@ def test_a_4d_file_for_a_one_channel_model_fails_its_case(place):
 
 
 def test_running_out_of_memory_fails_the_case_alone(monkeypatch, place):
-    whole = computing.predict_logits_of
+    whole = computing.stream_logits_of
     calls = []
 
     def exhausted(*arguments):
@@ -184,7 +184,7 @@ def test_running_out_of_memory_fails_the_case_alone(monkeypatch, place):
             raise torch.OutOfMemoryError("CUDA out of memory")
         return whole(*arguments)
 
-    monkeypatch.setattr(computing, "predict_logits_of", exhausted)
+    monkeypatch.setattr(computing, "stream_logits_of", exhausted)
     assert autoseg(place) == 3
     assert "memory" in failures_of(place)[0]["reason"]
     assert (place.masks / "case1.nii.gz").exists()
@@ -194,7 +194,7 @@ def test_a_bug_is_not_a_failed_case(monkeypatch, place):
     def bug(*_):
         raise RuntimeError("shapes do not match")
 
-    monkeypatch.setattr(computing, "predict_logits_of", bug)
+    monkeypatch.setattr(computing, "stream_logits_of", bug)
     with pytest.raises(RuntimeError, match="shapes do not match"):
         predict_cases(list_images(place.images, 1, ".nii.gz"), models_of(place), place.masks, cpu_settings())
 
@@ -329,7 +329,7 @@ def test_a_full_disk_leaves_no_half_mask(monkeypatch, place, capsys):
 
 
 def test_an_unknown_speed_is_an_unknown_option(place):
-    assert autoseg(place, "--speed", "fast") != 0
+    assert autoseg(place, "--speed", "turbo") != 0
 
 
 # ---------------------------------------------------------------- reading, computing and writing at once
@@ -337,7 +337,7 @@ def test_stages_overlap_and_reading_stays_a_few_cases_ahead(monkeypatch, place):
     """While one case is written another is read, and few images wait in memory."""
     for number in range(2, 10):
         write_nifti(place.images / f"case{number}_0000.nii.gz", shape=(8, 8, 8))
-    read, write, compute = prediction.read_image, prediction.write_labels, computing.predict_logits_of
+    read, write, compute = prediction.read_image, prediction.write_labels, computing.stream_logits_of
     reading, writing, computed, ahead = [], [], [], []
 
     def slow(function, spans):
@@ -356,7 +356,7 @@ def test_stages_overlap_and_reading_stays_a_few_cases_ahead(monkeypatch, place):
         return compute(*arguments)
 
     monkeypatch.setattr(prediction, "read_image", slow(read, reading))
-    monkeypatch.setattr(computing, "predict_logits_of", noted_compute)
+    monkeypatch.setattr(computing, "stream_logits_of", noted_compute)
     monkeypatch.setattr(prediction, "write_labels", slow(write, writing))
     cases = list_images(place.images, 1, ".nii.gz")
     written, failures = predict_cases(cases, models_of(place), place.masks, cpu_settings(tta=False))

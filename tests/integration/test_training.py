@@ -17,6 +17,7 @@ from autoseg.commands.train import train
 from autoseg.data.splits import read_splits, training_cases
 from autoseg.data.store import open_store, store_folder
 from autoseg.errors import UserError
+from autoseg.inference.speed_costs import SpeedReport
 from autoseg.networks.segmenter import Part, Segmenter
 from autoseg.planning.optimizers import RECIPES
 from autoseg.planning.planner import store_record
@@ -220,13 +221,18 @@ def test_a_time_limit_ends_the_schedule(run, tmp_path):
 def test_a_whole_training_leaves_model_masks_and_scores(run):
     assert train(run=run, epochs=2, steps_per_epoch=5, preset="quick", name="whole", fold="1", device="cpu") == 0
     folder = run / "models" / "whole" / "3d_fullres" / "fold_1"
-    assert {"weights.safetensors", "model.json", "metrics.jsonl", "progress.png", "validation", "scores.json"} <= {
-        path.name for path in folder.iterdir()}
+    assert {"weights.safetensors", "model.json", "metrics.jsonl", "progress.png", "validation", "scores.json",
+            "speeds.json"} <= {path.name for path in folder.iterdir()}
     info = read_record(CheckpointInfo, folder / "model.json")
     assert info.steps == 10 and info.labels == {"background": 0, "ball": 7} and info.mirror_axes == (0, 1, 2)
     [mask] = (folder / "validation").glob("*.nii.gz")
     assert set(np.unique(np.asarray(nibabel.load(mask).dataobj))) <= {0, 7}
-    assert json.loads((run / "run.json").read_text())["command"] == "train"
+    record = json.loads((run / "run.json").read_text())
+    assert record["command"] == "train"
+    report = read_record(SpeedReport, folder / "speeds.json")
+    assert report.weights_sha256 == info.weights_sha256 and report.cases == tuple(
+        case["id"] for case in json.loads((folder / "scores.json").read_text())["cases"])
+    assert record["results"]["balanced_times_faster"] == report.levels["balanced"].times_faster
     with pytest.raises(UserError, match="finished model"):
         train(run=run, epochs=2, preset="quick", name="whole", fold="1")
 

@@ -1,0 +1,97 @@
+"""In which precision a device computes forward passes fastest; on a CPU measured on the networks themselves."""
+
+import logging
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from autoseg.inference.ensembling import Member, make_ensembles
+from autoseg.records import content_hash
+from autoseg.schema import CHECKPOINTED, CheckpointInfo
+
+PROBE_SECONDS = 1.6  # no new round begins after this long
+PROBE_VOXELS = 48**3  # of the probe's window: convolutions dominate, and a slow CPU is done within the time
+MOST_ROUNDS = 6
+
+logger = logging.getLogger("autoseg")
+
+
+@dataclass(frozen=True)
+class Precision:
+    """A precision for windows and why; `None` is that of exact prediction."""
+
+    dtype: torch.dtype | None
+    reason: str
+
+    def __str__(self) -> str:
+        chosen = "that of exact prediction" if self.dtype is None else str(self.dtype).removeprefix("torch.")
+        return f"precision {chosen}: {self.reason}"
+
+
+_measured: dict[str, tuple[float, float]] = {}  # network and threads → seconds in float32 and bfloat16
+
+
+def fastest_precision(members: Sequence[Member], device: torch.device) -> Precision:
+    """The precision in which all these models together are fastest on a device.
+
+    CPU: bfloat16 where one window through each kind of network is faster in it than in float32. It takes about two
+    seconds at most per kind, once in a process. Elsewhere: that of exact prediction (CUDA: float16).
+    """
+    if device.type != "cpu":
+        return Precision(None, f"no other is tried on {device.type}")
+    make_ensembles(members, device)  # the memory format in which they will compute
+    stages = [stage for member in members for stage in member.stages]
+    measured = [_seconds_of(*stage.folds[0]) for stage in stages]
+    single, half = (sum(seconds) for seconds in zip(*measured, strict=True))
+    reason = f"one window takes {1e3 * single:.0f} ms in float32, {1e3 * half:.0f} ms in bfloat16"
+    return Precision(torch.bfloat16 if half < single else None, reason)
+
+
+def _seconds_of(network: nn.Module, info: CheckpointInfo) -> tuple[float, float]:
+    kind = content_hash([info.architecture, info.network.model_dump(mode="json"), info.input_channels,
+                         len(info.outputs), torch.get_num_threads()])
+    if kind not in _measured:
+        _measured[kind] = _time_window(network, (1, info.input_channels, *probe_window(info)))
+    return _measured[kind]
+
+
+def probe_window(info: CheckpointInfo) -> tuple[int, ...]:
+    """The patch; of a network that takes others too, its longest axes halved until small.
+
+    An axis stays a multiple of the product of its strides.
+    """
+    window = list(info.network.patch_shape)
+    if info.architecture not in CHECKPOINTED:  # position embeddings belong to one shape
+        return tuple(window)
+    least = [math.prod(axis) for axis in zip(*info.network.topology.strides, strict=True)]
+    while math.prod(window) > PROBE_VOXELS:
+        can = [axis for axis, length in enumerate(window) if length // 2 % least[axis] == 0 and length % 2 == 0]
+        if not can:
+            break
+        longest = max(can, key=lambda axis: window[axis])
+        window[longest] //= 2
+    return tuple(window)
+
+
+@torch.inference_mode()
+def _time_window(network: nn.Module, shape: tuple[int, ...]) -> tuple[float, float]:
+    """The shortest forward pass in float32 and in bfloat16; the first of each, which builds kernels, is not counted.
+
+    They are timed in turn, so that a machine that is busy for a while slows both. Where a round takes longer than
+    `PROBE_SECONDS`, the first is all there is.
+    """
+    window = torch.zeros(shape)
+    times: tuple[list[float], list[float]] = ([], [])
+    begin = time.perf_counter()
+    while len(times[0]) < MOST_ROUNDS and (not times[0] or time.perf_counter() - begin < PROBE_SECONDS):
+        for bfloat16 in (False, True):
+            start = time.perf_counter()
+            with torch.autocast("cpu", torch.bfloat16, enabled=bfloat16):
+                network(window)
+            times[bfloat16].append(time.perf_counter() - start)
+    single, half = (min(one[1:] or one) for one in times)
+    return single, half
