@@ -36,7 +36,8 @@ check: $(INSTALLED_DEV)
 	$(BIN)/lint-imports
 
 bench: $(INSTALLED_DEV)
-	$(BIN)/python benchmarks/plan_against_nnunet.py --rounds 3
+	$(BIN)/python benchmarks/performance.py --work build/bench
+	$(BIN)/python benchmarks/performance_report.py --size reduced --docs build/bench
 
 clean:
 	rm -rf .venv build dist *.egg-info

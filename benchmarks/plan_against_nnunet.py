@@ -5,13 +5,14 @@
 
 import argparse
 import json
+import os
 import shutil
 import statistics
 import sys
 import tempfile
 from pathlib import Path
 
-from measuring import Measurement, measure_command, write_results
+from measuring import UNLIMITED, Limits, Measurement, measure_command, write_results
 
 DEFAULT = Path(__file__).resolve().parents[2] / "shared" / "data" / "seg" / "Hippocampus_MSD04"
 BIN = Path(sys.executable).parent
@@ -42,18 +43,23 @@ def main() -> None:
     })
 
 
-def run_ours(dataset: Path, scratch: Path, configuration: str) -> Measurement:
+def run_ours(dataset: Path, scratch: Path, configuration: str, limits: Limits = UNLIMITED) -> Measurement:
+    """Without training two steps to measure memory, which nnU-Net does not do and a GPU would otherwise begin with."""
     return measure_command([str(BIN / "autoseg"), "plan", str(dataset), "--run", str(scratch / "run"),
-                            "--architecture", "plain", "--configurations", configuration])
+                            "--architecture", "plain", "--no-probe-memory", "--configurations", configuration],
+                           None, limits)
 
 
-def run_theirs(dataset: Path, scratch: Path, configuration: str) -> Measurement:
+def run_theirs(dataset: Path, scratch: Path, configuration: str, limits: Limits = UNLIMITED) -> Measurement:
+    """With a worker per core, as ours: its own 8 and 4 would only take more memory."""
     raw = scratch / "raw" / "Dataset004_Peer"
-    shutil.copytree(dataset, raw)
+    if not raw.exists():
+        shutil.copytree(dataset, raw)
     folders = {name: str(scratch / folder) for name, folder in
                (("nnUNet_raw", "raw"), ("nnUNet_preprocessed", "pre"), ("nnUNet_results", "results"))}
+    workers = str(len(os.sched_getaffinity(0)))
     return measure_command([str(BIN / "nnUNetv2_plan_and_preprocess"), "-d", "4", "-c", configuration,
-                            "-np", "2", "-npfp", "2"], folders)
+                            "-np", workers, "-npfp", workers], folders, limits)
 
 
 def compare_plans(scratch: Path, configuration: str) -> dict[str, object]:
