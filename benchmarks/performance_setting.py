@@ -54,10 +54,10 @@ USUAL = Sizes(
     volumes=((128, 128, 128), (200, 256, 256), (100, 512, 512)), volume_labels=24, label_counts=(2, 24, 117),
     label_shape=(128, 128, 128))
 FULL = Sizes(
-    plan={HIPPOCAMPUS: 3, ORGANS: 3, LARGE: 3}, train=(3, 8),
-    predict={HIPPOCAMPUS: 3, ORGANS: 2, MANY: 3, LARGE: 3}, predict_cases=5, startup=5,
+    plan={HIPPOCAMPUS: 3, ORGANS: 1, LARGE: 1}, train=(3, 4),
+    predict={HIPPOCAMPUS: 3, ORGANS: 1, MANY: 1, LARGE: 1}, predict_cases=4, startup=5,
     volumes=((128, 128, 128), (200, 256, 256), (200, 512, 512), (400, 512, 512), (800, 512, 512)), volume_labels=24,
-    label_counts=(2, 8, 24, 60, 117), label_shape=(200, 256, 256), scaling=3, speeds_minutes=20)
+    label_counts=(2, 8, 24, 60, 117), label_shape=(200, 256, 256), speeds_minutes=20)
 
 
 @dataclass(frozen=True, kw_only=True)

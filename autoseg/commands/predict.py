@@ -80,7 +80,8 @@ def predict(  # noqa: PLR0913 (a command's options)
     of the channels of probabilities) and, if a case failed, failures.json with the reason (exit status 3; 2 when
     every case failed).
     """
-    from autoseg.commands.speed_choice import read_members, settings_of
+    from autoseg.commands.speed_choice import read_members, settings_of, tell_costs
+    from autoseg.inference.computing import default_precision
     from autoseg.inference.device import choose_device
 
     _refuse_same_folder(input, output)  # before anything, even a record, is written there
@@ -88,12 +89,13 @@ def predict(  # noqa: PLR0913 (a command's options)
         start = time.perf_counter()
         level = SPEEDS[speed]
         chosen = _choose(run, name, configuration, folds, postprocessing)
-        members, costs = read_members(chosen, level, folds is None)
+        members = read_members(chosen, level, folds is None)
         recording.inputs.update(_hashes(members))
         recording.inputs["images"] = str(input.resolve())
         asked = settings_of(level, members, choose_device(device), tta)
         settings = replace(asked, skip_constant=skip_empty, overwrite=overwrite, save_probabilities=save_probabilities,
                            largest_components=chosen.largest_components)
+        costs = tell_costs(chosen, members, level, settings)
         written, failures, recording.device = _predict(members, input, output, settings)
         if failures and not written:
             raise all_of([f"{failure.id}: {failure.reason}" for failure in failures],
@@ -102,8 +104,9 @@ def predict(  # noqa: PLR0913 (a command's options)
         seconds = round(time.perf_counter() - start, 3)
         recording.exit_status = SOME_FAILED if failures else 0
         counts = {"predicted": len(written), "failed": len(failures)}
+        precision = str(settings.precision or default_precision(settings.device)).removeprefix("torch.")
         recording.results.update(counts, seconds=seconds, speed=speed, tta=tta, skip_empty=skip_empty,
-                                 postprocessing=in_words(chosen.largest_components), **costs)
+                                 precision=precision, postprocessing=in_words(chosen.largest_components), **costs)
         if json:
             write_json_object({**counts, "seconds": seconds, "output": str(output), "speed": speed, **costs})
         else:

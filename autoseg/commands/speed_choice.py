@@ -9,7 +9,7 @@ from autoseg.inference.best import Chosen
 from autoseg.inference.ensembling import Member
 from autoseg.inference.precision import fastest_precision
 from autoseg.inference.prediction import PredictSettings
-from autoseg.inference.speed_costs import best_fold, in_words, level_settings, read_report
+from autoseg.inference.speed_costs import best_fold, differences, in_words, level_settings, read_report
 from autoseg.inference.speeds import LARGEST_LOSS, Speed
 from autoseg.inference.trained import Reader, TrainedModel, find_previous
 from autoseg.networks.checkpoint import MODEL_NAME
@@ -21,12 +21,14 @@ Figures = dict[str, str | float | None]
 logger = logging.getLogger("autoseg")
 
 
-def read_members(chosen: Chosen, speed: Speed, may_choose: bool) -> tuple[list[Member], Figures]:
-    """The networks that a level takes of the chosen models, and what the level costs, for run.json and --json.
+def read_members(chosen: Chosen, speed: Speed, may_choose: bool) -> list[Member]:
+    """The networks that a level takes of the chosen models, in their order.
 
     Parameters
     ----------
     may_choose : the person named no folds: a level of one fold takes the one that validated best.
+
+    A level of one fold takes the same one of a cascade's first stage, also where the person named a single one.
 
     Raises
     ------
@@ -34,16 +36,15 @@ def read_members(chosen: Chosen, speed: Speed, may_choose: bool) -> tuple[list[M
     """
     reader = Reader()
     if speed.name == "exact":
-        return [reader.member(model, folds) for model, folds in chosen.models], {}
-    taken = []
+        return [reader.member(model, folds) for model, folds in chosen.models]
+    members = []
     for model, asked in chosen.models:
-        if may_choose and speed.single_fold:
-            fold = _one_fold(model, asked)
-            member = reader.member(model, (fold,), _previous_fold(model, fold))
+        if speed.single_fold and (may_choose or len(asked) == 1):
+            fold = _one_fold(model, asked) if may_choose else asked[0]
+            members.append(reader.member(model, (fold,), _previous_fold(model, fold)))
         else:
-            member = reader.member(model, asked)
-        taken.append((model, asked, member))
-    return [member for _, _, member in taken], _tell_costs(taken, speed)
+            members.append(reader.member(model, asked))
+    return members
 
 
 def settings_of(speed: Speed, members: Sequence[Member], device: torch.device, tta: bool) -> PredictSettings:
@@ -70,15 +71,25 @@ def _previous_fold(model: TrainedModel, fold: str) -> tuple[str, ...] | None:
     return (fold,) if fold in first.folds else (_one_fold(first, first.folds),)
 
 
-def _tell_costs(taken: Sequence[tuple[TrainedModel, Sequence[str], Member]], speed: Speed) -> Figures:
-    """Log what the level costs every network that is taken; figures are those of the network that loses most."""
+def tell_costs(chosen: Chosen, members: Sequence[Member], speed: Speed, settings: PredictSettings) -> Figures:
+    """Log what the level costs every network that is taken, as measured with the run's `settings`.
+
+    members : what `read_members` took of the chosen models.
+
+    Returns
+    -------
+    For run.json and --json; figures are those of the network that loses most. Empty for `exact`.
+    """
+    if speed.name == "exact":
+        return {}
     lines, costs = [], []
-    for model, asked, member in taken:
-        prefix = f"{model.name} {model.configuration}: " if len(taken) > 1 else ""
+    for (model, asked), member in zip(chosen.models, members, strict=True):
+        prefix = f"{model.name} {model.configuration}: " if len(members) > 1 else ""
         for _, info in member.folds:
             report = read_report(model.fold_folder(info.fold), info)
-            cost = None if report is None else report.cost(speed)
-            lines.append(prefix + in_words(speed, report))
+            differs = [] if report is None else differences(report, speed, member, settings)
+            cost = None if report is None or differs else report.cost(speed)
+            lines.append(prefix + in_words(speed, report, differs))
             if cost is None:
                 logger.info("%s", lines[-1])
                 continue

@@ -20,6 +20,7 @@ from autoseg.inference.device import name_of
 from autoseg.inference.ensembling import Member
 from autoseg.inference.precision import fastest_precision
 from autoseg.inference.prediction import PredictSettings, predict_members
+from autoseg.inference.sliding_window import is_out_of_memory
 from autoseg.inference.speed_costs import (
     SPEEDS_NAME,
     SpeedCost,
@@ -27,6 +28,7 @@ from autoseg.inference.speed_costs import (
     compare_speeds,
     in_words,
     level_settings,
+    previous_weights,
 )
 from autoseg.inference.speeds import SPEEDS, SpeedName
 from autoseg.progress import readable_seconds
@@ -35,7 +37,7 @@ from autoseg.schema import Scores
 
 LARGEST_SHARE = 0.5  # of exact prediction's seconds: more than this the measurement does not take …
 LEAST_SECONDS = 30.0  # … unless it is done within these
-FIRST_CASES = 4  # they tell how long a case takes
+FIRST_CASES = 1  # they tell how long a case takes
 
 logger = logging.getLogger("autoseg")
 
@@ -62,7 +64,9 @@ def report_speeds(
     try:
         report = _measure(exact, folder, device, annotated)
         write_record(report, folder / SPEEDS_NAME)
-    except UserError as error:
+    except (UserError, OSError, MemoryError, RuntimeError) as error:
+        if not isinstance(error, UserError | OSError) and not is_out_of_memory(error):
+            raise
         logger.warning("what --speed balanced and fast cost was not measured: %s", error)
         return {}
     seconds = time.perf_counter() - start
@@ -124,7 +128,8 @@ def _report(
         costs[name] = compare_speeds(scores, found, (exact_seconds, measured[1][name]), settings)
     device = next(iter(measured[0].values())).device
     return SpeedReport(
-        weights_sha256=info.weights_sha256, fold=info.fold, device=name_of(device), threads=torch.get_num_threads(),
+        weights_sha256=info.weights_sha256, previous_sha256=previous_weights(exact.member), fold=info.fold,
+        device=name_of(device), threads=torch.get_num_threads(),
         cases=tuple(case.id for case in cases), exact_seconds=round(exact_seconds, 3), exact_dice=scores.mean.dice,
         levels=costs,
     )

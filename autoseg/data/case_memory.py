@@ -7,7 +7,6 @@ from pathlib import Path
 
 from autoseg.data.dataset import Case
 from autoseg.data.volume import ending_of, files_of
-from autoseg.errors import UserError
 from autoseg.geometry import SpacingMm, permuted
 from autoseg.schema import StoreRecord
 
@@ -46,7 +45,10 @@ def preparation_bytes(case: Case, store: StoreRecord) -> int:
 
 
 def read_extent(path: Path) -> Extent | None:
-    """Of NIfTI and ITK's formats; None for other files, small ones, and those that reading will report as broken."""
+    """Of NIfTI and ITK's formats; None for other files, small ones, and those that reading will report as broken.
+
+    A broken header may raise anything (nibabel's errors, zlib's); whoever reads the file says what is wrong with it.
+    """
     try:
         if sum(file.stat().st_size for file in files_of(path)) < SMALL_FILE_BYTES:
             return None
@@ -54,7 +56,7 @@ def read_extent(path: Path) -> Extent | None:
         if ending.startswith((".nii", ".hdr")):
             return _nifti_extent(path)
         return _itk_extent(path) if ending.startswith((".nrrd", ".nhdr", ".mha", ".mhd", ".gipl")) else None
-    except (UserError, OSError, ValueError, RuntimeError):
+    except Exception:  # noqa: BLE001 (as above)
         return None
 
 
@@ -64,12 +66,8 @@ def _files(case: Case) -> tuple[Path, ...]:
 
 def _nifti_extent(path: Path) -> Extent | None:
     import nibabel
-    from nibabel.filebasedimages import ImageFileError
 
-    try:
-        header = nibabel.load(path).header  # type: ignore[attr-defined]
-    except ImageFileError:
-        return None
+    header = nibabel.load(path).header  # type: ignore[attr-defined]
     return _extent(header.get_data_shape(), [float(mm) for mm in header.get_zooms()])
 
 

@@ -20,6 +20,16 @@ def available_memory_bytes() -> int:
     return available
 
 
+def reachable_memory_bytes() -> int:
+    """What is available and what this process holds: more than that it can never have.
+
+    Memory of freed tensors stays with the process (`keep_freed_memory`) and is not available, but is used again.
+    """
+    statm = Path("/proc/self/statm")
+    resident = int(statm.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") if statm.is_file() else 0
+    return available_memory_bytes() + resident
+
+
 def _numbers(text: str) -> dict[str, int]:
     """Lines "name number …" as a dictionary."""
     return {words[0]: int(words[1]) for line in text.splitlines() if len(words := line.split()) >= 2}

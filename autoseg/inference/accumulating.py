@@ -1,7 +1,8 @@
 """The weighted mean of windows' logits, held for the planes that windows still reach and no others."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 from jaxtyping import Float
@@ -50,15 +51,20 @@ class RollingMean:
             self._sum = self._sum.cpu()
 
     @torch.inference_mode()
-    def add(self, logits: Float[Tensor, "class z y x"], corner: Sequence[int], share: float) -> None:
-        """Add one window's logits times its importance times `share`."""
+    def adding(
+        self, logits: Float[Tensor, "class z y x"], corner: Sequence[int], share: float
+    ) -> Callable[[], object]:
+        """What adds one window's logits times its importance times `share`; it must be called before anything else.
+
+        The memory of a device that adding needs is taken here, while the sums are still as they were: where it is too
+        short, the window can be tried again.
+        """
         if self._sum is None:
             self._sum = self._allocate(len(logits))
         target = self._sum[(slice(None), *self._where(corner))]
         if self._sum.device == logits.device:
-            _add_weighted(target, logits, self._importance.to(logits.device), share)
-        else:
-            target += (logits * (self._importance * share)).to(self._sum.device)
+            return partial(_add_weighted, target, logits, self._importance.to(logits.device), share)
+        return partial(target.add_, (logits * (self._importance * share)).to(self._sum.device))
 
     @torch.inference_mode()
     def count(self, corner: Sequence[int]) -> None:
@@ -80,9 +86,11 @@ class RollingMean:
         held = slice(start - self._first, stop - self._first)
         planes = self._sum[:, held, inner[1], inner[2]]
         if self._weight is None:
-            z, y, x = (axis[kept] for axis, kept in zip(self._coverage, (slice(start, stop), *inner[1:]), strict=True))
-            weight = (PEAK * z[:, None, None] * y[:, None] * x).to(planes.device, torch.float32)
-            return start - inner[0].start, planes.div_(weight)
+            z, y, x = (axis[kept].to(planes.device)
+                       for axis, kept in zip(self._coverage, (slice(start, stop), *inner[1:]), strict=True))
+            for plane, along in zip(planes.unbind(1), PEAK * z, strict=True):  # weights of one plane, not of the piece
+                plane.div_((along * y[:, None] * x).to(torch.float32))
+            return start - inner[0].start, planes
         weight = self._weight[held, inner[1], inner[2]].to(planes.device)
         planes.div_(torch.where(weight > 0, weight, 1))
         for one, logit in zip(planes, self._unreached, strict=True):

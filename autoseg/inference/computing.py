@@ -155,6 +155,11 @@ def _identity(ensemble: Ensemble) -> Identity:
     return tuple(id(network) for network, _ in ensemble.members)
 
 
+def default_precision(device: torch.device) -> torch.dtype:
+    """Of the forward passes: float32, and on CUDA float16, as nnU-Net."""
+    return torch.float16 if device.type == "cuda" else torch.float32
+
+
 def window_settings(
     info: CheckpointInfo,
     device: torch.device,
@@ -172,7 +177,7 @@ def window_settings(
     on_cuda = device.type == "cuda"
     return WindowSettings(
         device=device,
-        precision=precision or (torch.float16 if on_cuda else torch.float32),
+        precision=precision or default_precision(device),
         overlap=overlap,
         copies=copies,
         constant_logits=_certain_background(info) if skip_constant else (),

@@ -27,12 +27,21 @@ class DeviceDecoder:
         self._dtype = torch.uint8 if dtype == np.uint8 else torch.int16
         self._across = tuple(_Axis(operator, device) for operator in operators[1:])
         self._on_host = BlockDecoder(operators, painted, dtype)
-        self._fits = True
+        self._fits = self._joins = True
         self.thickness = max(1, SLAB_VOXELS // (operators[1].size_out * operators[2].size_out))
 
     def concatenate(self, arrays: Sequence[Tensor], axis: int) -> Tensor:
-        """On the device, wherever they are."""
-        return torch.cat([array.to(self._device) for array in arrays], axis)
+        """On the device where all of them are there and there is room; else on the host."""
+        if self._fits and self._joins and all(array.device.type == self._device.type for array in arrays):
+            try:
+                return torch.cat(list(arrays), axis)
+            except RuntimeError as error:
+                if not is_out_of_memory(error):
+                    raise
+                self._joins = False
+                logger.info("the GPU's memory is too small for planes of logits beside their sums: from here on they "
+                            "are put together on the host")
+        return torch.cat([array.cpu() for array in arrays], axis)
 
     @torch.inference_mode()
     def __call__(

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import torch
 
-from autoseg.data.free_memory import available_memory_bytes
+from autoseg.data.free_memory import reachable_memory_bytes
 from autoseg.errors import UserError
 from autoseg.inference.accumulating import free_bytes
 from autoseg.inference.sliding_window import WindowSettings
@@ -19,7 +19,7 @@ GIB = 1 << 30
 
 def refuse_too_large(info: CheckpointInfo, shape: Sequence[int], original: Sequence[int], windows: WindowSettings,
                      mirrors: int) -> None:  # fmt: skip
-    """Raise where even a stream of planes does not fit in the memory that is free.
+    """Raise where even a stream of planes does not fit in the memory that this process can have.
 
     shape, original : voxels of the prepared image and of the file; mirrors : copies of each window.
 
@@ -28,7 +28,7 @@ def refuse_too_large(info: CheckpointInfo, shape: Sequence[int], original: Seque
     UserError : how much is needed and how much is there.
     """
     needed = stream_bytes(info, shape, windows, mirrors) + LABEL_COPIES * math.prod(original)
-    available = available_memory_bytes()
+    available = reachable_memory_bytes()
     if needed > available:
         raise UserError(
             f"Predicting this image takes about {needed / GIB:.1f} GiB beside the image itself ({len(info.outputs)} "

@@ -16,6 +16,7 @@ from autoseg.schema import CHECKPOINTED, CheckpointInfo
 PROBE_SECONDS = 1.6  # no new round begins after this long
 PROBE_VOXELS = 48**3  # of the probe's window: convolutions dominate, and a slow CPU is done within the time
 MOST_ROUNDS = 6
+FEWEST_DEEPEST = 2  # voxels
 
 logger = logging.getLogger("autoseg")
 
@@ -38,8 +39,8 @@ _measured: dict[str, tuple[float, float]] = {}  # network and threads → second
 def fastest_precision(members: Sequence[Member], device: torch.device) -> Precision:
     """The precision in which all these models together are fastest on a device.
 
-    CPU: bfloat16 where one window through each kind of network is faster in it than in float32. It takes about two
-    seconds at most per kind, once in a process. Elsewhere: that of exact prediction (CUDA: float16).
+    CPU: bfloat16 where one window through each kind of network is faster in it than in float32, measured once per kind
+    in a process (`probe_window`, `_time_window`). Elsewhere: that of exact prediction (CUDA: float16).
     """
     if device.type != "cpu":
         return Precision(None, f"no other is tried on {device.type}")
@@ -62,13 +63,14 @@ def _seconds_of(network: nn.Module, info: CheckpointInfo) -> tuple[float, float]
 def probe_window(info: CheckpointInfo) -> tuple[int, ...]:
     """The patch; of a network that takes others too, its longest axes halved until small.
 
-    An axis stays a multiple of the product of its strides.
+    An axis stays a multiple of the product of its strides, and the deepest features keep two voxels: torch's instance
+    normalization refuses a single one (`autoseg.networks.normalization` takes it on a CPU, and returns its bias).
     """
     window = list(info.network.patch_shape)
     if info.architecture not in CHECKPOINTED:  # position embeddings belong to one shape
         return tuple(window)
     least = [math.prod(axis) for axis in zip(*info.network.topology.strides, strict=True)]
-    while math.prod(window) > PROBE_VOXELS:
+    while math.prod(window) > PROBE_VOXELS and math.prod(window) >= 2 * FEWEST_DEEPEST * math.prod(least):
         can = [axis for axis, length in enumerate(window) if length // 2 % least[axis] == 0 and length % 2 == 0]
         if not can:
             break
@@ -81,8 +83,8 @@ def probe_window(info: CheckpointInfo) -> tuple[int, ...]:
 def _time_window(network: nn.Module, shape: tuple[int, ...]) -> tuple[float, float]:
     """The shortest forward pass in float32 and in bfloat16; the first of each, which builds kernels, is not counted.
 
-    They are timed in turn, so that a machine that is busy for a while slows both. Where a round takes longer than
-    `PROBE_SECONDS`, the first is all there is.
+    They are timed in turn, so that a machine that is busy for a while slows both. No round begins after
+    `PROBE_SECONDS`, but the first is made, and the last ended, however long they take.
     """
     window = torch.zeros(shape)
     times: tuple[list[float], list[float]] = ([], [])

@@ -15,7 +15,7 @@ import torch
 
 from autoseg.data.case_memory import preparation_bytes
 from autoseg.data.dataset import Case
-from autoseg.data.free_memory import available_memory_bytes
+from autoseg.data.free_memory import available_memory_bytes, reachable_memory_bytes
 from autoseg.data.labels import to_file_values
 from autoseg.data.probability_files import PROBABILITIES, writing_probabilities
 from autoseg.data.volume import Volume, read_image, write_labels
@@ -33,7 +33,8 @@ from autoseg.schema import CheckpointInfo, Failure, LabelNames
 logger = logging.getLogger("autoseg")
 
 READ_AHEAD = 2  # prepared cases that may wait for the network
-READ_AHEAD_BYTES = 1 << 30  # of them; one case may always
+READ_AHEAD_BYTES = 1 << 30  # of them, or …
+READ_AHEAD_SHARE = 0.25  # … of the memory that is free at the start
 WAITING_BYTES = 2 << 30  # labels and logits that may wait for the writer; one case may always
 WAITING_CASES = 16
 
@@ -209,14 +210,14 @@ def predict_into(
 def _predict_overlapped(cases: Sequence[Case], predictor: _Predictor, outcome: _Outcome) -> None:
     """Read ahead in a thread, compute in this one, write behind in another, in bounded memory."""
     waiting: deque[tuple[_Computed, Future[tuple[Path, ...]]]] = deque()
-    stores = [stage.info.store for ensemble in predictor.ensembles for stage in ensemble.stages]
     limits = Limits[Case, tuple[Volume, Prepared]](
         items=READ_AHEAD,
-        nbytes=READ_AHEAD_BYTES,
-        expected=lambda case: max(preparation_bytes(case, store) for store in stores),
+        nbytes=max(READ_AHEAD_BYTES, int(READ_AHEAD_SHARE * available_memory_bytes())),
+        expected=partial(_reading_bytes, ensembles=predictor.ensembles),
         size=lambda result: sum(prepared.image.nbytes for _, prepared in result[1].images),
     )
     read = partial(_read, ensembles=predictor.ensembles)
+    most = 1 if predictor.settings.save_probabilities else WAITING_CASES  # a case's probabilities lie on the disk
     with ThreadPoolExecutor(1) as writer, closing(read_ahead(cases, read, limits)) as readings:
         for case, reading in readings:
             try:
@@ -228,15 +229,21 @@ def _predict_overlapped(cases: Sequence[Case], predictor: _Predictor, outcome: _
                 del reading  # it holds the image
             waiting.append((computed, writer.submit(_write, computed, predictor)))
             del computed
-            while waiting and (waiting[0][1].done() or _too_much(waiting)):
+            while waiting and (waiting[0][1].done() or _too_much(waiting, most)):
                 _finish(*waiting.popleft(), outcome)
         while waiting:
             _finish(*waiting.popleft(), outcome)
 
 
+def _reading_bytes(case: Case, ensembles: Sequence[Ensemble]) -> int:
+    """Memory for reading a case and preparing it for all networks, at most (what cropping saves is not known)."""
+    stores = {stage.info.store.model_dump_json(): stage.info.store
+              for ensemble in ensembles for stage in ensemble.stages}
+    return sum(preparation_bytes(case, store) for store in stores.values())
+
+
 def _read(case: Case, ensembles: Sequence[Ensemble]) -> tuple[Volume, Prepared]:
-    stores = [stage.info.store for ensemble in ensembles for stage in ensemble.stages]
-    needed, available = max(preparation_bytes(case, store) for store in stores), available_memory_bytes()
+    needed, available = _reading_bytes(case, ensembles), reachable_memory_bytes()
     if needed > available:
         raise UserError(f"{case.images[0]}: reading and preparing this image takes about {needed / 2**30:.1f} GiB, and "
                         f"{available / 2**30:.1f} GiB of memory are free.\nClose other programs, use a machine with "
@@ -260,7 +267,10 @@ def _compute(
         folder = None
         if predictor.combines:
             where = predictor.destinations[0].folder
-            folder = Path(stack.enter_context(TemporaryDirectory(prefix=".logits-", dir=where)))
+            try:
+                folder = Path(stack.enter_context(TemporaryDirectory(prefix=".logits-", dir=where)))
+            except OSError as error:
+                raise storage_error(error, where) from error
         with _failing(case):
             computation = CaseComputation(prepared, windows, _advance(case, bar), folder)
             if predictor.combines:
@@ -314,9 +324,9 @@ def _write(computed: _Computed, predictor: _Predictor) -> tuple[Path, ...]:
     return paths
 
 
-def _too_much(waiting: Sequence[tuple[_Computed, Future[tuple[Path, ...]]]]) -> bool:
+def _too_much(waiting: Sequence[tuple[_Computed, Future[tuple[Path, ...]]]], most: int) -> bool:
     size = sum(computed.nbytes for computed, _ in waiting)
-    return len(waiting) > WAITING_CASES or (len(waiting) > 1 and size > WAITING_BYTES)
+    return len(waiting) > most or (len(waiting) > 1 and size > WAITING_BYTES)
 
 
 def _finish(computed: _Computed, writing: Future[tuple[Path, ...]], outcome: _Outcome) -> None:

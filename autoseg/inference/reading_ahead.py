@@ -18,8 +18,9 @@ class Limits(Generic[Item, Result]):
     Attributes
     ----------
     items : read, and not taken yet.
-    nbytes : of them, together with the one being read; a single one may have more.
-    expected : bytes that an item will have, as far as is known before it is read.
+    nbytes : of them, together with the one being read. An item that takes more is read only once it is waited for:
+        nothing else is in work then.
+    expected : bytes that reading an item takes, as far as is known before.
     size : bytes that a result has.
     """
 
@@ -51,7 +52,7 @@ class _Shelf(Generic[Item, Result]):
         self._limits = limits
         self._waiting: deque[tuple[Future[Result], int]] = deque()
         self._changed = threading.Condition()
-        self._stopped = False
+        self._stopped = self._is_awaited = False
 
     def wait_for_room(self, item: Item) -> bool:
         """Return once the item may be read: True, or False when nothing more is to be read."""
@@ -68,7 +69,10 @@ class _Shelf(Generic[Item, Result]):
 
     def take(self) -> Future[Result]:
         with self._changed:
+            self._is_awaited = True
+            self._changed.notify_all()
             self._changed.wait_for(lambda: bool(self._waiting))
+            self._is_awaited = False
             result, _ = self._waiting.popleft()
             self._changed.notify_all()
         return result
@@ -81,17 +85,17 @@ class _Shelf(Generic[Item, Result]):
 
     def _has_room(self, expected: int) -> bool:
         held = sum(size for _, size in self._waiting)
-        return not self._waiting or (
-            len(self._waiting) < self._limits.items and held + expected <= self._limits.nbytes
-        )
+        if not self._waiting and self._is_awaited:
+            return True
+        return len(self._waiting) < self._limits.items and held + expected <= self._limits.nbytes
 
 
 def _fill(items: Sequence[Item], read: Callable[[Item], Result], shelf: _Shelf[Item, Result]) -> None:
     for item in items:
-        if not shelf.wait_for_room(item):
-            return
         result: Future[Result] = Future()
         try:
+            if not shelf.wait_for_room(item):
+                return
             result.set_result(read(item))
         except BaseException as error:  # noqa: BLE001 (raised again where the result is asked for)
             result.set_exception(error)

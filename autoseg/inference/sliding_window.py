@@ -6,6 +6,8 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import partial, reduce
+from typing import TypeVar
 
 import torch
 from jaxtyping import Float
@@ -22,6 +24,7 @@ CONSTANT = 1e-4  # of a channel's range: what resampling makes of one value diff
 Members = Sequence[tuple[nn.Module, Sequence[int]]]
 Piece = tuple[int, Tensor]  # first plane, and logits (class, planes, y, x) from there on
 Advance = Callable[[int, int], None]
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,7 +114,8 @@ def stream_logits(
 
     Raises
     ------
-    torch.OutOfMemoryError : one window at a time, with sums in host memory, is still too much.
+    torch.OutOfMemoryError : one window at a time, with sums in host memory, is still too much: its forward pass, or
+        mirroring its logits back and weighting them.
     """
     grid = lay_windows(tuple(image.shape[1:]), patch_shape, settings.overlap)
     axes = [[axis + 3 - len(patch_shape) for axis in mirrored] for _, mirrored in members]
@@ -184,30 +188,47 @@ class _Loop:
         self, network: nn.Module, copies: list[_Copy], padded: Tensor, dimensions: int, sums: RollingMean, share: float
     ) -> None:
         position = 0
+
+        def forward(batch: list[_Copy]) -> Tensor:
+            return _forward(network, _windows(padded, self._grid, batch).to(self._settings.device), dimensions)
+
         with _autocast(self._settings):  # around the loop: it keeps the converted weights
             while position < len(copies):
-                batch = copies[position : position + self._batch]
-                logits = self._logits(network, padded, batch, dimensions, sums)
-                if logits is None:
-                    continue
-                for corner, group in itertools.groupby(zip(batch, logits, strict=True), key=_corner):
-                    sums.add(_mirrored_sum(group), corner, share)
-                position += len(batch)
-                self._done += len(batch)
-                if self._advance is not None:
+                added = self._add(copies[position : position + self._batch], forward, sums, share)
+                position += added
+                self._done += added
+                if added and self._advance is not None:
                     self._advance(self._done, self._total)
 
-    def _logits(
-        self, network: nn.Module, padded: Tensor, batch: list[_Copy], dimensions: int, sums: RollingMean
-    ) -> Tensor | None:
-        """A batch's logits; None where memory was too short, and less of it will be needed the next time."""
+    def _add(
+        self, batch: list[_Copy], forward: Callable[[list[_Copy]], Tensor], sums: RollingMean, share: float
+    ) -> int:
+        """How many of a batch's copies, from the first on, are in the sums: all, or less where memory was too short.
+
+        A window's copies are added together and once: whatever may fail for want of memory comes before.
+        """
+        added = 0
+        logits = self._attempt(partial(forward, batch), len(batch), sums)
+        if logits is None:
+            return 0
+        for corner, group in itertools.groupby(zip(batch, logits, strict=True), key=_corner):
+            mirrored = list(group)
+            add = self._attempt(partial(_adding, mirrored, sums, corner, share), len(batch), sums)
+            if add is None:
+                break
+            add()
+            added += len(mirrored)
+        return added
+
+    def _attempt(self, work: Callable[[], Result], windows: int, sums: RollingMean) -> Result | None:
+        """What `work` gives; None where memory was too short, and less of it will be needed the next time."""
         try:
-            return _forward(network, _windows(padded, self._grid, batch).to(self._settings.device), dimensions)
+            return work()
         except RuntimeError as error:
-            if not is_out_of_memory(error) or not self._can_save(len(batch), sums):
+            if not is_out_of_memory(error) or not self._can_save(windows, sums):
                 raise
         # Outside the handler: its traceback holds tensors.
-        self._save(len(batch), sums)
+        self._save(windows, sums)
         return None
 
     def _can_save(self, windows: int, sums: RollingMean) -> bool:
@@ -272,12 +293,11 @@ def _mirrored(array: Tensor, axes: Sequence[int]) -> Tensor:
     return array.flip([axis + 1 for axis in axes]) if axes else array
 
 
-def _mirrored_sum(group: Iterable[tuple[_Copy, Tensor]]) -> Tensor:
-    """The sum of one window's logits (class, z, y, x), each mirrored back."""
-    first, *others = [_mirrored(logits, axes) for (_, axes), logits in group]
-    for other in others:
-        first = first + other
-    return first
+def _adding(
+    group: Iterable[tuple[_Copy, Tensor]], sums: RollingMean, corner: Sequence[int], share: float
+) -> Callable[[], object]:
+    """What adds one window's logits (class, z, y, x), each mirrored back; one mirrored copy at a time is held."""
+    return sums.adding(reduce(torch.add, (_mirrored(logits, axes) for (_, axes), logits in group)), corner, share)
 
 
 def _forward(network: nn.Module, windows: Tensor, dimensions: int) -> Tensor:

@@ -1,5 +1,6 @@
 """speeds.json: what `predict --speed` costs a fold's model in Dice, as `train` measured it; and which fold is best."""
 
+import logging
 import math
 import statistics
 from collections.abc import Mapping, Sequence
@@ -7,17 +8,24 @@ from pathlib import Path
 from typing import Literal
 
 import torch
+from pydantic import field_validator
 
+from autoseg.errors import UserError
+from autoseg.inference.computing import default_precision
+from autoseg.inference.ensembling import Member
 from autoseg.inference.prediction import PredictSettings
 from autoseg.inference.ranking import SCORES_NAME
-from autoseg.inference.speeds import LARGEST_LOSS, Speed, SpeedName
+from autoseg.inference.speeds import LARGEST_LOSS, SPEEDS, Speed, SpeedName
 from autoseg.inference.trained import TrainedModel
-from autoseg.records import Record, read_record
+from autoseg.records import AnyRecord, Record, read_record
 from autoseg.schema import CaseScores, CheckpointInfo, Scores
 
 SPEEDS_NAME = "speeds.json"
 NOT_MEASURED = "not measured for this model"
+OTHER_SETTING = "not measured for this setting"
 MARGIN = 1.96  # standard errors: 95 % of a normal distribution
+
+logger = logging.getLogger("autoseg")
 
 
 class SpeedCost(Record):
@@ -53,10 +61,15 @@ class SpeedCost(Record):
 
 
 class SpeedReport(Record):
-    """`speeds.json`, beside the weights that `weights_sha256` names; `device`: where it was measured."""
+    """`speeds.json`, beside the weights that `weights_sha256` names; `device`: where it was measured.
+
+    `previous_sha256`: of a cascade, the weights of the earlier stages (`previous_weights`). Levels that exist no more
+    are left out when it is read.
+    """
 
     version: Literal[1] = 1
     weights_sha256: str
+    previous_sha256: tuple[str, ...] = ()
     fold: str
     device: str
     threads: int
@@ -64,6 +77,11 @@ class SpeedReport(Record):
     exact_seconds: float
     exact_dice: float | None
     levels: dict[SpeedName, SpeedCost]
+
+    @field_validator("levels", mode="before")
+    @classmethod
+    def _existing(cls, levels: object) -> object:
+        return {name: cost for name, cost in levels.items() if name in SPEEDS} if isinstance(levels, dict) else levels
 
     def cost(self, speed: Speed) -> SpeedCost | None:
         """Of a level as it is now; None where it was not measured, or meant something else then."""
@@ -87,15 +105,23 @@ def compare_speeds(
     """A level's cost; both scores are of the same cases, `seconds` are exact's and the level's."""
     changes = _case_changes(exact.cases, other.cases)
     worst = min(changes, key=lambda case: changes[case], default=None)
-    precision = settings.precision or (torch.float16 if settings.device.type == "cuda" else torch.float32)
     return SpeedCost(
-        overlap=settings.overlap, copies=settings.copies, precision=str(precision).removeprefix("torch."),
+        overlap=settings.overlap, copies=settings.copies, precision=_precision_of(settings),
         seconds=round(seconds[1], 3), times_faster=round(seconds[0] / max(seconds[1], 1e-6), 3),
         dice=other.mean.dice, dice_change=_change(exact.mean.dice, other.mean.dice),
         dice_margin=_margin(list(changes.values())), worst_case=worst,
         worst_change=None if worst is None else changes[worst],
         labels={name: _change(one.dice, other.labels[name].dice) for name, one in exact.labels.items()},
     )
+
+
+def previous_weights(member: Member) -> tuple[str, ...]:
+    """Hashes of the weights of a cascade's stages before the last, stage by stage and fold by fold."""
+    return tuple(info.weights_sha256 for stage in member.stages[:-1] for _, info in stage.folds)
+
+
+def _precision_of(settings: PredictSettings) -> str:
+    return str(settings.precision or default_precision(settings.device)).removeprefix("torch.")
 
 
 def _case_changes(exact: Sequence[CaseScores], other: Sequence[CaseScores]) -> dict[str, float]:
@@ -119,19 +145,43 @@ def _margin(changes: Sequence[float]) -> float | None:
 
 # ---------------------------------------------------------------- reading
 def read_report(folder: Path, info: CheckpointInfo) -> SpeedReport | None:
-    """speeds.json of a fold; None where there is none, or it is of other weights (a training that went on)."""
-    path = folder / SPEEDS_NAME
-    if not path.is_file():
-        return None
-    report = read_record(SpeedReport, path, "Remove it: prediction does not need it.")
-    return report if report.weights_sha256 == info.weights_sha256 else None
+    """speeds.json of a fold; None where there is none, or it is of other weights (a training that went on).
+
+    A damaged one is none too, with a warning.
+    """
+    report = _read_if_whole(SpeedReport, folder / SPEEDS_NAME)
+    return report if report is not None and report.weights_sha256 == info.weights_sha256 else None
 
 
-def in_words(speed: Speed, report: SpeedReport | None) -> str:
-    """ "balanced: Dice -0.0004 ± 0.0010 on 40 validation cases of fold 0, 9.8 times faster than exact …"."""
+def differences(report: SpeedReport, speed: Speed, member: Member, settings: PredictSettings) -> list[str]:
+    """In what a run of these settings differs from the one that a fold's report tells of, in words; none: in nothing.
+
+    member : the fold among the networks that are taken, with its earlier stages.
+    """
+    cost = report.cost(speed)
+    found = []
+    mirrors = any(info.mirror_axes for stage in member.stages for _, info in stage.folds)
+    if mirrors and not settings.tta:
+        found.append("it was measured with mirrored copies, this is --no-tta")
+    if settings.skip_constant:
+        found.append("it was measured with all windows, this is --skip-empty")
+    if cost is not None and cost.precision != (now := _precision_of(settings)):
+        found.append(f"it was measured in {cost.precision}, this computes in {now}")
+    if report.previous_sha256 != previous_weights(member):
+        found.append("it was not measured with these weights and folds of the cascade's first stage")
+    return found
+
+
+def in_words(speed: Speed, report: SpeedReport | None, differs: Sequence[str] = ()) -> str:
+    """ "balanced: Dice -0.0004 ± 0.0010 on 40 validation cases of fold 0, 9.8 times faster than exact …".
+
+    differs : the `differences` of a run.
+    """
     cost = None if report is None else report.cost(speed)
     if report is None or cost is None:
         return f"{speed.name}: what it costs in Dice was {NOT_MEASURED}"
+    if differs:
+        return f"{speed.name}: what it costs in Dice was {OTHER_SETTING}: {'; '.join(differs)}"
     margin = "" if cost.dice_margin is None else f" ± {cost.dice_margin:.4f}"
     change = "of no label is defined" if cost.dice_change is None else f"{cost.dice_change:+.4f}{margin}"
     cases = f"{len(report.cases)} validation case{'s' * (len(report.cases) != 1)}"
@@ -143,11 +193,11 @@ def in_words(speed: Speed, report: SpeedReport | None) -> str:
 def best_fold(model: TrainedModel, among: Sequence[str]) -> tuple[str, str]:
     """The fold with the best mean Dice on its validation cases, and why; the first where none was validated.
 
-    Equal ones: the first.
+    Equal ones: the first. Damaged scores are none, with a warning.
     """
-    dice: Mapping[str, float] = {fold: value for fold in among if (value := _validation_dice(model, fold)) is not None}
     if len(among) == 1:
         return among[0], "the only one"
+    dice: Mapping[str, float] = {fold: value for fold in among if (value := _validation_dice(model, fold)) is not None}
     if not dice:
         return among[0], "the first, as none was validated"
     best = max(dice, key=lambda fold: dice[fold])
@@ -155,7 +205,16 @@ def best_fold(model: TrainedModel, among: Sequence[str]) -> tuple[str, str]:
 
 
 def _validation_dice(model: TrainedModel, fold: str) -> float | None:
-    path = model.fold_folder(fold) / SCORES_NAME
+    scores = _read_if_whole(Scores, model.fold_folder(fold) / SCORES_NAME)
+    return None if scores is None else scores.mean.dice
+
+
+def _read_if_whole(kind: type[AnyRecord], path: Path) -> AnyRecord | None:
+    """A record that prediction can do without; None where it is not there or, with a warning, damaged."""
     if not path.is_file():
         return None
-    return read_record(Scores, path, "Remove it, or name a fold with --folds.").mean.dice
+    try:
+        return read_record(kind, path)
+    except UserError as error:
+        logger.warning("%s\nIt is left aside: prediction does not need it.", error)
+        return None

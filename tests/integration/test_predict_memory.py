@@ -50,7 +50,7 @@ def leftovers(folder):
 def test_a_case_that_cannot_fit_fails_alone_and_says_what_it_needs(monkeypatch, tmp_path, images):
     write_fold(tmp_path / "run", model_info())
     write_nifti(images / "case1_0000.nii.gz", shape=(70, 60, 50), seed=1)
-    monkeypatch.setattr(needs, "available_memory_bytes", lambda: 3_000_000)
+    monkeypatch.setattr(needs, "reachable_memory_bytes", lambda: 3_000_000)
     written, (failure,) = predict(tmp_path / "run", images, tmp_path / "masks")
     assert [path.name for path in written] == ["case0.nii.gz", "case2.nii.gz"]
     assert failure.id == "case1"
@@ -59,7 +59,7 @@ def test_a_case_that_cannot_fit_fails_alone_and_says_what_it_needs(monkeypatch, 
 
 def test_an_image_too_large_to_prepare_is_not_read(monkeypatch, tmp_path, images):
     write_fold(tmp_path / "run", model_info())
-    monkeypatch.setattr(prediction, "available_memory_bytes", lambda: 1000)
+    monkeypatch.setattr(prediction, "reachable_memory_bytes", lambda: 1000)
     monkeypatch.setattr(prediction, "preparation_bytes", lambda case, _: 2000 if case.id == "case0" else 0)
     written, (failure,) = predict(tmp_path / "run", images, tmp_path / "masks")
     assert len(written) == 2

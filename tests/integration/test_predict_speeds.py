@@ -24,7 +24,7 @@ from autoseg.evaluation.scoring import score_files
 from autoseg.inference import precision
 from autoseg.inference.ensembling import Member
 from autoseg.inference.prediction import PredictSettings, predict_members
-from autoseg.inference.speed_costs import NOT_MEASURED, SPEEDS_NAME, SpeedReport, level_settings
+from autoseg.inference.speed_costs import NOT_MEASURED, OTHER_SETTING, SPEEDS_NAME, SpeedReport, level_settings
 from autoseg.inference.speeds import SPEEDS
 from autoseg.inference.trained import Reader, TrainedModel, list_models
 from autoseg.networks.checkpoint import MODEL_NAME
@@ -90,16 +90,18 @@ def write_dice(run: Path, fold: str, dice: float) -> None:
     write_record(scores, fold_folder(run, fold) / "scores.json")
 
 
-def write_report(run: Path, fold: str, change: float) -> None:
-    """A speeds.json of `balanced`, tied to the fold's weights."""
+def write_report(run: Path, fold: str, change: float, name: str = "plain", previous: tuple[str, ...] = ()) -> None:
+    """A speeds.json of `balanced`, tied to the fold's weights and those of earlier stages."""
+    folder = run / "models" / name / "3d_fullres" / f"fold_{fold}"
     level = SPEEDS["balanced"]
     cost = {"overlap": level.overlap, "copies": level.copies, "precision": "float32", "seconds": 1.0,
             "times_faster": 9.8, "dice": 0.9, "dice_change": change, "dice_margin": 0.001, "worst_case": "x",
             "worst_change": -0.1, "labels": {}}
-    info = read_record(CheckpointInfo, fold_folder(run, fold) / MODEL_NAME)
-    record = {"weights_sha256": info.weights_sha256, "fold": fold, "device": "a device", "threads": 2,
-              "cases": ("x", "y"), "exact_seconds": 9.8, "exact_dice": 0.9, "levels": {"balanced": cost}}
-    write_record(SpeedReport.model_validate(record), fold_folder(run, fold) / SPEEDS_NAME)
+    info = read_record(CheckpointInfo, folder / MODEL_NAME)
+    record = {"weights_sha256": info.weights_sha256, "previous_sha256": previous, "fold": fold,
+              "device": "a device", "threads": 2, "cases": ("x", "y"), "exact_seconds": 9.8, "exact_dice": 0.9,
+              "levels": {"balanced": cost}}
+    write_record(SpeedReport.model_validate(record), folder / SPEEDS_NAME)
 
 
 # ---------------------------------------------------------------- masks
@@ -173,7 +175,12 @@ def test_of_a_cascade_the_same_fold_of_the_first_stage_is_taken(run, images, tmp
     assert predict(run, images, masks, "--name", "second", "--speed", "balanced") == 0
     assert weights_used(masks) == {"plain/3d_fullres/fold_1", "second/3d_fullres/fold_1"}
     assert predict(run, images, masks, "--name", "second", "--speed", "balanced", "--folds", "2") == 0
-    assert weights_used(masks) == {*(f"plain/3d_fullres/fold_{fold}" for fold in "01"), "second/3d_fullres/fold_2"}
+    assert weights_used(masks) == {"plain/3d_fullres/fold_0", "second/3d_fullres/fold_2"}, "fold 2 is not there"
+    assert predict(run, images, masks, "--name", "second", "--speed", "balanced", "--folds", "1") == 0
+    assert weights_used(masks) == {"plain/3d_fullres/fold_1", "second/3d_fullres/fold_1"}
+    assert predict(run, images, masks, "--name", "second", "--speed", "balanced", "--folds", "1,2") == 0
+    assert weights_used(masks) == {f"{name}/3d_fullres/fold_{fold}" for name, folds in (("plain", "01"),
+                                   ("second", "12")) for fold in folds}
     write_dice(run, "1", 0.5)
     (fold_folder(run, "1").parents[1].parent / "second/3d_fullres/fold_1/model.json").unlink()
     assert predict(run, images, masks, "--name", "second", "--speed", "balanced") == 0
@@ -216,6 +223,36 @@ def test_without_a_record_of_these_weights_and_this_level_predict_says_so(run, i
     assert results_of(tmp_path / "masks")["speed_dice_change"] is None
 
 
+def test_a_cascades_cost_is_that_with_the_first_stage_it_was_measured_with(run, images, tmp_path, caplog):
+    stage = PreviousStage(name="plain", configuration="3d_fullres")
+    for fold in "01":
+        write_fold(run, model_info(fold=fold, name="second", previous_stage=stage))
+    first = read_record(CheckpointInfo, fold_folder(run, "0") / MODEL_NAME).weights_sha256
+    write_report(run, "0", -0.0004, name="second", previous=(first,))
+    asked = ("--name", "second", "--speed", "balanced", "--folds")
+    assert predict(run, images, tmp_path / "masks", *asked, "0") == 0
+    assert results_of(tmp_path / "masks")["speed_dice_change"] == -0.0004
+    assert predict(run, images, tmp_path / "masks", *asked, "0,1") == 0
+    assert OTHER_SETTING in str(results_of(tmp_path / "masks")["speed_cost"]), "all folds of the first stage"
+    write_fold(run, model_info(), seed=9)
+    assert predict(run, images, tmp_path / "masks", *asked, "0") == 0
+    cost = results_of(tmp_path / "masks")
+    assert cost["speed_dice_change"] is None and OTHER_SETTING in cost["speed_cost"]
+
+
+@pytest.mark.parametrize("option", ["--no-tta", "--skip-empty", "bfloat16"])
+def test_the_cost_of_another_setting_is_not_measured(run, images, tmp_path, monkeypatch, option):
+    write_report(run, "0", -0.0004)
+    if option == "bfloat16":
+        monkeypatch.setattr(precision, "_time_window", lambda *_: (2.0, 1.0))
+        monkeypatch.setattr(precision, "_measured", {})
+    options = [option] if option.startswith("--") else []
+    assert predict(run, images, tmp_path / "masks", "--speed", "balanced", *options) == 0
+    found = results_of(tmp_path / "masks")
+    assert OTHER_SETTING in found["speed_cost"] and option in found["speed_cost"]
+    assert found["speed_dice_change"] is None and found["speed_times_faster"] is None
+
+
 def test_an_unknown_speed_is_one_message(run, images, tmp_path, capsys):
     assert predict(run, images, tmp_path / "masks", "--speed", "turbo") == 2
     shown = capsys.readouterr()
@@ -224,10 +261,18 @@ def test_an_unknown_speed_is_one_message(run, images, tmp_path, capsys):
     assert not (tmp_path / "masks").exists()
 
 
-def test_a_damaged_record_is_one_message(run, images, tmp_path, capsys):
-    (fold_folder(run, "0") / SPEEDS_NAME).write_text('{"levels": 3}')
-    assert predict(run, images, tmp_path / "masks", "--speed", "balanced") == 2
-    assert f"{SPEEDS_NAME} does not hold" in capsys.readouterr().err
+@pytest.mark.parametrize("folds", ["01", "0"])
+def test_damaged_records_are_a_warning_and_predict_goes_on(run, images, tmp_path, caplog, folds):
+    if folds == "0":
+        (fold_folder(run, "1") / MODEL_NAME).unlink()
+    for name in (SPEEDS_NAME, "scores.json"):
+        (fold_folder(run, "0") / name).write_text('{"levels": 3}')
+    assert predict(run, images, tmp_path / "masks", "--speed", "balanced") == 0
+    warnings = [record.message for record in caplog.records if record.levelno == logging.WARNING]
+    damaged = [SPEEDS_NAME, *(["scores.json"] if len(folds) > 1 else [])]
+    assert len(warnings) == len(damaged)
+    assert all(any(str(fold_folder(run, "0") / name) in warning for warning in warnings) for name in damaged)
+    assert NOT_MEASURED in results_of(tmp_path / "masks")["speed_cost"]
 
 
 # ---------------------------------------------------------------- the end of a training

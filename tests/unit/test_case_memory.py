@@ -43,9 +43,14 @@ def test_files_too_small_to_matter_are_not_opened(tmp_path):
 
 
 def test_broken_and_absent_files_are_left_to_the_reader(tmp_path):
-    broken = tmp_path / "case_0000.nii.gz"
-    broken.write_bytes(np.random.default_rng(0).bytes(SMALL_FILE_BYTES))
-    assert read_extent(broken) is None and read_extent(tmp_path / "absent.nii.gz") is None
+    noise = np.random.default_rng(0).bytes(SMALL_FILE_BYTES)
+    sound = write_noise(tmp_path / "sound.nii.gz").read_bytes()
+    header = bytearray(nibabel.Nifti1Image(np.zeros((4, 4, 4), np.float32), np.eye(4)).to_bytes())
+    header[70:72] = (9999).to_bytes(2, "little")  # a datatype that does not exist
+    for name, content in {"noise.nii.gz": noise, "cut.nii.gz": sound[:20] + noise, "type.nii": header + noise}.items():
+        (tmp_path / name).write_bytes(content)
+        assert read_extent(tmp_path / name) is None
+    assert read_extent(tmp_path / "absent.nii.gz") is None
 
 
 @pytest.mark.parametrize("channels", [1, 2])

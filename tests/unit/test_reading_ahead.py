@@ -77,3 +77,26 @@ def test_nothing_is_read_after_an_early_end():
     reading.close()
     assert len(reader.started) <= 4
     assert not [thread for thread in threading.enumerate() if thread.name == "autoseg-reader"]
+
+
+def test_an_item_beyond_the_limit_is_read_only_once_it_is_waited_for():
+    """Nothing is in work then."""
+    reader = Counting()
+    reading = read_ahead([10, 200, 10], reader, limits(9, 95, expected=lambda item: item))
+    next(reading)
+    assert settle(reader) == 1
+    item, result = next(reading)
+    assert (item, result.result()) == (200, 200)
+    reading.close()
+
+
+def test_an_error_before_reading_belongs_to_the_item_too():
+    def expected(item):
+        if item == 2:
+            raise ValueError("broken header")
+        return 0
+
+    results = [result for _, result in read_ahead([1, 2, 3], Counting(), limits(expected=expected))]
+    assert [result.result() for result in results[::2]] == [1, 3]
+    with pytest.raises(ValueError, match="broken header"):
+        results[1].result()

@@ -1,7 +1,9 @@
 """What the levels of `--speed` are, what a record of their cost says, and which fold and precision are taken."""
 
+import logging
 import math
 import statistics
+from dataclasses import replace
 from itertools import combinations, product
 from pathlib import Path
 
@@ -22,20 +24,23 @@ from autoseg.inference.prediction import PredictSettings
 from autoseg.inference.sliding_window import WindowSettings, lay_windows, mirrored_copies, predict_logits
 from autoseg.inference.speed_costs import (
     NOT_MEASURED,
+    OTHER_SETTING,
     SPEEDS_NAME,
     SpeedCost,
     SpeedReport,
     best_fold,
     compare_speeds,
+    differences,
     in_words,
     level_settings,
+    previous_weights,
     read_report,
 )
 from autoseg.inference.speeds import SPEEDS
 from autoseg.inference.trained import TrainedModel
 from autoseg.networks.builder import build_network
-from autoseg.records import read_record, write_record
-from autoseg.schema import CaseScores, LabelScores, Scores
+from autoseg.records import read_record, write_json, write_record
+from autoseg.schema import CaseScores, LabelScores, Scores, Topology
 
 CPU = torch.device("cpu")
 BALANCED = SPEEDS["balanced"]
@@ -163,6 +168,52 @@ def test_words_say_what_was_measured_and_on_what():
     assert NOT_MEASURED in in_words(BALANCED, report(overlap=0.4)), "the level meant something else then"
 
 
+@pytest.mark.parametrize(("asked", "reason"), [
+    ({}, None), ({"tta": False}, "--no-tta"), ({"precision": torch.float16}, "in bfloat16, this computes in float16"),
+    ({"precision": None}, "in bfloat16, this computes in float32"), ({"skip_constant": True}, "--skip-empty"),
+])  # fmt: skip
+def test_a_report_tells_of_a_run_that_computes_as_it_did(asked, reason):
+    how = replace(level_settings(BALANCED, CPU, torch.bfloat16), **asked)
+    found = differences(report(), BALANCED, tiny_member(), how)
+    line = in_words(BALANCED, report(), found)
+    assert len(found) == (reason is not None)
+    assert (f"{OTHER_SETTING}: " in line and reason in line) if reason else "9.8 times faster" in line
+
+
+def test_without_mirroring_in_training_no_tta_is_nothing_else():
+    how = level_settings(BALANCED, CPU, torch.bfloat16, tta=False)
+    assert not differences(report(), BALANCED, tiny_member(mirror_axes=()), how)
+
+
+def test_a_cascades_report_tells_of_the_first_stage_it_was_measured_with():
+    def cascade(*weights: str) -> Member:
+        first = Member([tiny_member(weights_sha256=one).folds[0] for one in weights])
+        return Member(tiny_member(weights_sha256="w").folds, first)
+
+    how = level_settings(BALANCED, CPU, torch.bfloat16)
+    written = report().model_copy(update={"previous_sha256": previous_weights(cascade("a"))})
+    assert not differences(written, BALANCED, cascade("a"), how)
+    for other in (cascade("b"), cascade("a", "b")):
+        [reason] = differences(written, BALANCED, other, how)
+        assert "first stage" in reason
+    assert differences(report(), BALANCED, cascade("a"), how), "a record that does not name its first stage"
+
+
+@pytest.mark.parametrize("content", ["{", '{"levels": 3}', "\xff"])
+def test_a_damaged_record_is_a_warning_and_none(tmp_path, caplog, content):
+    (tmp_path / SPEEDS_NAME).write_text(content, encoding="latin-1")
+    assert read_report(tmp_path, model_info(weights_sha256="w")) is None
+    [warning] = [record.message for record in caplog.records if record.levelno == logging.WARNING]
+    assert str(tmp_path / SPEEDS_NAME) in warning
+
+
+def test_levels_that_exist_no_more_leave_the_others_measured(tmp_path):
+    content = report().model_dump(mode="json")
+    write_json({**content, "levels": {**content["levels"], "swift": content["levels"]["balanced"]}},
+               tmp_path / SPEEDS_NAME)
+    assert read_report(tmp_path, model_info(weights_sha256="w")) == report()
+
+
 @pytest.mark.parametrize(("change", "large"), [(-0.0021, True), (-0.0019, False), (0.01, False)])
 def test_a_loss_beyond_two_thousandths_is_large(change, large):
     assert report(change).levels["balanced"].is_large is large
@@ -195,6 +246,15 @@ def test_the_fold_that_validated_best_is_taken(tmp_path):
 def test_without_scores_the_first_fold_is_taken_and_the_reason_says_so(tmp_path):
     fold, why = best_fold(model_with(tmp_path, fold_0=None, fold_1=None), ("0", "1"))
     assert fold == "0" and "none was validated" in why
+
+
+def test_damaged_scores_are_a_warning_and_of_a_single_fold_not_read(tmp_path, caplog):
+    model = model_with(tmp_path, fold_0=0.7, fold_1=0.9)
+    (tmp_path / "fold_1/scores.json").write_text("{")
+    assert best_fold(model, ("1",)) == ("1", "the only one")
+    assert not caplog.records
+    assert best_fold(model, ("0", "1"))[0] == "0"
+    assert str(tmp_path / "fold_1/scores.json") in caplog.text
 
 
 # ---------------------------------------------------------------- the precision
@@ -243,4 +303,23 @@ def test_the_probes_window_is_small_where_the_network_allows_it(patch, architect
         assert window == patch
         return
     assert math.prod(window) <= PROBE_VOXELS or all(length // 2 % 4 for length in window)
+    assert math.prod(window) >= 2 * 4**axes
     assert all(length % 4 == 0 and length <= whole for length, whole in zip(window, patch, strict=True))
+
+
+def test_the_probes_window_never_leaves_a_single_voxel_at_the_bottom():
+    """Torch's normalization is the oracle: it refuses one."""
+    strides = ((1, 1, 1), *[(2, 2, 2)] * 5, (1, 1, 2))
+    topology = Topology(strides=strides, kernel_sizes=((3, 3, 3),) * 7, features=(2,) * 7, encoder_blocks=(1,) * 7,
+                        decoder_blocks=(1,) * 6)
+    info = model_info()
+    info = info.model_copy(
+        update={"network": info.network.model_copy(update={"patch_shape": (128, 128, 256), "topology": topology})})
+    window = probe_window(info)
+    network = build_network(info.architecture, info.network, info.input_channels, len(info.outputs)).eval()
+    deepest = []
+    network.encoder.register_forward_hook(lambda module, _, outputs: deepest.append(outputs[-1]))
+    with torch.inference_mode():
+        network(torch.zeros(1, info.input_channels, *window))
+    torch.nn.functional.instance_norm(deepest[0])
+    assert math.prod(window) == 2 * 32 * 32 * 64

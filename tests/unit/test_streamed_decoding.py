@@ -227,3 +227,54 @@ def test_a_device_without_memory_leaves_the_rest_to_the_host(monkeypatch, caplog
     np.testing.assert_array_equal(found, decode_labels(logits, where))
     assert len(calls) == 2
     assert "on the host" in caplog.text
+
+
+@pytest.mark.parametrize("room", [True, False])
+def test_planes_that_do_not_fit_together_on_the_device_are_put_together_on_the_host(monkeypatch, caplog, room):
+    """Where labels do not fit either, the device is not asked to put planes together at all."""
+    where = placement_of("finer")
+    logits = blobs(5, where.shape, 7)
+    tried, labelled, join, whole = [], [], torch.cat, DeviceDecoder._labels
+
+    def exhausted(arrays, axis):
+        if room and not tried:
+            tried.append(1)
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return join(arrays, axis)
+
+    def labels(self, *arguments):
+        labelled.append(1)
+        if not room:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return whole(self, *arguments)
+
+    monkeypatch.setattr(device_decoding, "SLAB_VOXELS", 3000)
+    monkeypatch.setattr(torch, "cat", exhausted)
+    monkeypatch.setattr(DeviceDecoder, "_labels", labels)
+    with caplog.at_level("INFO", "autoseg"):
+        pieces = ((first, torch.from_numpy(piece)) for first, piece in in_pieces(logits, [2, 5, 6]))
+        found = decode_stream(pieces, where, None, None, on_device)
+    assert (found == decode_labels(logits, where)).mean() > 0.999  # they differ where two logits are equal but rounding
+    assert len(tried) == caplog.text.count("put together on the host") == room
+    assert (len(labelled) > 1) is room
+
+
+@pytest.mark.parametrize("full", [True, False])
+def test_nothing_moves_to_a_device_that_is_full_or_whose_sums_are_on_the_host(full):
+    """The device is one without storage: to take planes there and back would lose them."""
+    where = placement_of("finer")
+    decoder = DeviceDecoder(CPU, linear_operators(where.shape, where.spacing, where.cropped_shape,
+                                                  where.cropped_spacing), None, np.dtype(np.uint8))
+    decoder._device, decoder._fits = torch.device("meta"), not full
+    planes = torch.from_numpy(blobs(2, where.shape, 0))
+    joined = decoder.concatenate([planes[:, :3], planes[:, 3:]], 1)
+    assert joined.device == CPU
+    torch.testing.assert_close(joined, planes)
+
+
+def test_other_errors_than_memory_are_not_hidden():
+    where = placement_of("finer")
+    decoder = on_device(linear_operators(where.shape, where.spacing, where.cropped_shape, where.cropped_spacing), None,
+                        np.dtype(np.uint8))
+    with pytest.raises(RuntimeError, match="[Ss]izes"):
+        decoder.concatenate([torch.zeros(2, 1, 3, 3), torch.zeros(2, 1, 4, 3)], 1)

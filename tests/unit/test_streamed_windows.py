@@ -2,6 +2,7 @@
 
 import logging
 import math
+import weakref
 from dataclasses import replace
 
 import pytest
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 from autoseg.inference import accumulating, sliding_window
 from autoseg.inference.accumulating import RollingMean
 from autoseg.inference.sliding_window import WindowSettings, collect, ensemble_logits, stream_logits
-from autoseg.inference.windows import LEAST_PLANES, WASTE, lay_windows, window_importance
+from autoseg.inference.windows import LEAST_PLANES, PEAK, WASTE, coverage, lay_windows, window_importance
 
 CPU = torch.device("cpu")
 EXACT = WindowSettings(device=CPU)
@@ -138,6 +139,56 @@ def test_batches_shrink_until_they_fit_and_nothing_is_lost(caplog):
     assert "9 windows at a time" in caplog.text and "from here on 2" in caplog.text
 
 
+@pytest.mark.parametrize("fails", range(1, 13))
+@pytest.mark.parametrize("where", ["mirroring back", "weighting"])
+def test_memory_that_runs_out_while_logits_are_added_loses_and_doubles_nothing(monkeypatch, caplog, where, fails):
+    """Batches of 9 copies of windows in 4 mirrorings: windows are split between batches, and after a failure anew."""
+    image, how = image_of(20, 9, 9), replace(EXACT, batch_voxels=9 * 216)
+    expected = ensemble_logits([(Uneven(), (0, 2))], image, (6, 6, 6), how)
+    owner, name = (sliding_window, "_mirrored") if where == "mirroring back" else (RollingMean, "adding")
+    calls, whole = [], getattr(owner, name)
+
+    def failing(*arguments):
+        if where == "weighting" or len(arguments[0]) == 2:  # of 2 classes: logits, not the window
+            calls.append(1)
+            if len(calls) == fails:
+                raise torch.OutOfMemoryError("CUDA out of memory")
+        return whole(*arguments)
+
+    monkeypatch.setattr(owner, name, failing)
+    seen = []
+    with caplog.at_level(logging.INFO, "autoseg"):
+        found = ensemble_logits([(Uneven(), (0, 2))], image, (6, 6, 6), how, lambda *two: seen.append(two))
+    torch.testing.assert_close(found, expected)
+    assert "9 windows at a time" in caplog.text and seen[-1][0] == seen[-1][1]
+
+
+@torch.inference_mode()
+def test_sums_stay_as_they_are_until_all_memory_is_had():
+    grid = lay_windows((8, 6, 6), (6, 6, 6), 0.5)
+    sums, logits = RollingMean(grid, (8, 6, 6), 8, CPU), torch.ones(2, 6, 6, 6)
+    add = sums.adding(logits, (0, 0, 0), 1.0)
+    assert not sums._sum.any()
+    add()
+    torch.testing.assert_close(sums._sum[:, :6], window_importance((6, 6, 6)).expand(2, 6, 6, 6))
+
+
+def test_mirrored_copies_are_added_up_one_at_a_time(monkeypatch):
+    alive, most, whole = set(), [0], sliding_window._mirrored
+
+    def noted(array, axes):
+        made = whole(array, axes)
+        if axes and len(array) == 2:  # logits
+            alive.add(id(made))
+            weakref.finalize(made, alive.discard, id(made))
+            most[0] = max(most[0], len(alive))
+        return made
+
+    monkeypatch.setattr(sliding_window, "_mirrored", noted)
+    ensemble_logits([(Uneven(), (0, 1, 2))], image_of(6, 6, 6), (6, 6, 6), replace(EXACT, batch_voxels=8 * 216))
+    assert 1 <= most[0] <= 2
+
+
 def test_one_window_too_many_is_raised():
     with pytest.raises(torch.OutOfMemoryError):
         ensemble_logits([(Uneven(limit=0), ())], image_of(8, 8, 8), (6, 6, 6), EXACT)
@@ -169,6 +220,31 @@ def test_sums_move_to_the_host_when_one_window_does_not_fit_beside_them(monkeypa
         found = ensemble_logits([(Crowded(), ())], image, (6, 6, 6), EXACT)
     torch.testing.assert_close(found, ensemble_logits([(Uneven(), ())], image, (6, 6, 6), EXACT))
     assert moved == [1] and "move to the host" in caplog.text
+
+
+@settings(max_examples=30, deadline=None)
+@given(shape=st.tuples(*[st.integers(1, 15)] * 3), patch=st.tuples(*[st.integers(1, 7)] * 3))
+@torch.inference_mode()
+def test_ones_have_the_mean_one_and_their_weights_are_rounded_once(shape, patch):
+    grid = lay_windows(shape, patch, 0.5)
+    depth = shape[0] + sum(grid.padding[0])
+    sums, weights = RollingMean(grid, shape, depth, CPU), torch.zeros(1, depth, *sums_shape(grid, shape))
+    for corner in grid.corners:
+        sums.adding(torch.ones(1, *grid.shape), corner, 1.0)()
+        weights[(slice(None), *sliding_window._span(corner, grid))] += window_importance(grid.shape)
+    inner = [slice(before, before + n) for (before, _), n in zip(grid.padding, shape, strict=True)]
+    z, y, x = (coverage(starts, length, n + sum(padding)) for starts, length, n, padding
+               in zip(grid.starts, grid.shape, shape, grid.padding, strict=True))
+    exact = (PEAK * z[:, None, None] * y[:, None] * x).float()
+    first, mean = sums.finished(depth)
+    assert first == 0
+    assert torch.equal(mean, (weights / exact)[(slice(None), *inner)])
+    torch.testing.assert_close(mean, torch.ones_like(mean), rtol=1e-5, atol=1e-5)
+
+
+def sums_shape(grid, shape):
+    """(y, x) of the padded image."""
+    return [n + sum(padding) for n, padding in zip(shape[1:], grid.padding[1:], strict=True)]
 
 
 def test_entries_move_to_the_front_whatever_the_step():
