@@ -68,6 +68,7 @@ def test_the_meter_agrees_with_a_layer_worked_out_by_hand() -> None:
 
 
 # ---------------------------------------------------------------- training
+@pytest.mark.slow
 def test_the_same_plan_takes_the_same_memory_twice() -> None:
     assert measure(make_plan()) == measure(make_plan())
 

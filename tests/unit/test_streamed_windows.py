@@ -63,7 +63,7 @@ def all_at_once(members, image, patch, overlap):
     return total[(slice(None), *inner)].float()
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(shape=st.tuples(*[st.integers(1, 15)] * 3), patch=st.tuples(*[st.integers(1, 7)] * 3),
        dimensions=st.sampled_from([2, 3]), overlap=st.sampled_from([0.0, 0.25, 0.5, 0.8]),
        batch_voxels=st.sampled_from([1, 100, 1000]))
