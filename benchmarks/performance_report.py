@@ -105,14 +105,15 @@ def _device(found: Mapping[str, Mapping[str, Any]], device: str, docs: Path) -> 
 
 
 def measured_on(results: Mapping[str, Any]) -> str:
-    """The command, the commit and the machine, in one line."""
+    """The command, the commit and the machine, in one line; and `note`, what disturbed a measurement."""
     machine, limits = results["machine"], results["limits"]
     versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
     size = "" if results["size"] == "full" else f" ({results['size']} sizes)"
     accelerator = f" {results['accelerator']};" if results.get("accelerator") else ""
     return (f"`{results['command']}`{size}, {machine['date']}, commit {machine['commit'] or 'unknown'}: "
             f"{machine['processor']}, {machine['cores']} cores, {machine.get('memory_gib', '?')} GiB;{accelerator} "
-            f"{versions}. Limit of memory: {limits['memory_gib']:g} GiB; {results['minutes']:g} minutes.")
+            f"{versions}. Limit of memory: {limits['memory_gib']:g} GiB; {results['minutes']:g} minutes."
+            + (f" {results['note']}" if results.get("note") else ""))
 
 
 if __name__ == "__main__":
