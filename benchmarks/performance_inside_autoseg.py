@@ -10,7 +10,7 @@ import json
 import math
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
@@ -201,15 +201,20 @@ def decode(task: Task) -> dict[str, Any]:
     start = time.perf_counter()
     labels = decode_stream(made, placement)
     seconds = time.perf_counter() - start - made.seconds
-    return {"decode": seconds, "labels_found": int(len(np.unique(labels[:: max(1, len(labels) // 16)])))}
+    return {"decode": seconds, "labels_found": labels_in(labels)}
 
 
-def main() -> None:
+def labels_in(mask: np.ndarray) -> int:
+    """How many labels some of its slices hold: that something was decoded."""
+    return len(np.unique(mask[:: max(1, len(mask) // 16)]))
+
+
+def answer(parts: Mapping[str, Callable[[Task], Mapping[str, Any]]]) -> None:
+    """Do what the command line asks for and write the figures where the task says."""
     what, path = sys.argv[1:]
     task = json.loads(Path(path).read_text())
-    figures = {"stages": stages, "train": train, "decode": decode}[what](task)
-    Path(task["to"]).write_text(json.dumps(figures))
+    Path(task["to"]).write_text(json.dumps(parts[what](task)))
 
 
 if __name__ == "__main__":
-    main()
+    answer({"stages": stages, "train": train, "decode": decode})

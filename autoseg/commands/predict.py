@@ -81,7 +81,6 @@ def predict(  # noqa: PLR0913 (a command's options)
     every case failed).
     """
     from autoseg.commands.speed_choice import read_members, settings_of, tell_costs
-    from autoseg.inference.computing import default_precision
     from autoseg.inference.device import choose_device
 
     _refuse_same_folder(input, output)  # before anything, even a record, is written there
@@ -104,9 +103,9 @@ def predict(  # noqa: PLR0913 (a command's options)
         seconds = round(time.perf_counter() - start, 3)
         recording.exit_status = SOME_FAILED if failures else 0
         counts = {"predicted": len(written), "failed": len(failures)}
-        precision = str(settings.precision or default_precision(settings.device)).removeprefix("torch.")
         recording.results.update(counts, seconds=seconds, speed=speed, tta=tta, skip_empty=skip_empty,
-                                 precision=precision, postprocessing=in_words(chosen.largest_components), **costs)
+                                 precision=settings.precision_name,
+                                 postprocessing=in_words(chosen.largest_components), **costs)
         if json:
             write_json_object({**counts, "seconds": seconds, "output": str(output), "speed": speed, **costs})
         else:

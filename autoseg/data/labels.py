@@ -9,6 +9,11 @@ from jaxtyping import Integer
 _TABLE_SPAN = 1 << 16
 
 
+def internal_type(count: int) -> type[np.uint8 | np.int16]:
+    """Of arrays that hold so many internal labels, background included."""
+    return np.uint8 if count <= 256 else np.int16
+
+
 def to_internal(labels: Integer[np.ndarray, "z y x"], values: Sequence[int]) -> Integer[np.ndarray, "z y x"]:
     """Internal label k where `labels` holds values[k]; uint8 for at most 256 labels, else int16.
 
@@ -16,7 +21,7 @@ def to_internal(labels: Integer[np.ndarray, "z y x"], values: Sequence[int]) -> 
     ------
     ValueError : a value that is not among `values` (check with `count_values` first).
     """
-    kind = np.uint8 if len(values) <= 256 else np.int16
+    kind = internal_type(len(values))
     low, high = _range(labels)
     if list(values) == list(range(len(values))) and low >= 0 and high < len(values):
         return labels.astype(kind, copy=False)

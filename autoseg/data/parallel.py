@@ -105,7 +105,7 @@ def _map_in_pool(
 ) -> list[AnyResult]:
     """As `map_cases`, all items in spawned workers; at most one item more than workers is sent ahead."""
     free = available_memory_bytes()
-    needs = [0 if needed_bytes is None else needed_bytes(item) for item in items]
+    needs: list[int] = []  # of the items sent, and of the next
     workers = min(workers, len(items))
     executor = ProcessPoolExecutor(workers, get_context("spawn"), _start_worker, (function,))
     results: dict[int, AnyResult] = {}
@@ -113,11 +113,13 @@ def _map_in_pool(
     sent = 0
     try:
         while len(results) < len(items):
-            used = sum(needs[position] for position in in_flight.values())
-            while sent < len(items) and len(in_flight) <= workers and (not in_flight or used + needs[sent] <= free):
+            while sent < len(items) and len(in_flight) <= workers:
+                if len(needs) == sent:
+                    needs.append(0 if needed_bytes is None else needed_bytes(items[sent]))
+                if in_flight and sum(needs[position] for position in in_flight.values()) + needs[sent] > free:
+                    break
                 _warn_if_large(items[sent], needs[sent], free)
                 in_flight[executor.submit(_work, items[sent])] = sent
-                used += needs[sent]
                 sent += 1
             done, _ = wait(in_flight, return_when=FIRST_COMPLETED)
             for future in done:

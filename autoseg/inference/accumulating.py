@@ -30,8 +30,7 @@ class RollingMean:
         self._grid, self._shape, self._depth, self._device = grid, tuple(shape), depth, device
         self._unreached = tuple(unreached)
         self._importance = window_importance(grid.shape).to(device)
-        size = [n + sum(padding) for n, padding in zip(shape, grid.padding, strict=True)]
-        self._padded_shape = tuple(size)
+        self._padded_shape = size = grid.padded(shape)
         self._coverage = [coverage(starts, length, n)
                           for starts, length, n in zip(grid.starts, grid.shape, size, strict=True)]
         self._first = 0
@@ -113,9 +112,14 @@ class RollingMean:
 
     def _allocate(self, class_count: int) -> Tensor:
         shape = (class_count, self._depth, *self._padded_shape[1:])
-        if self._device.type == "cuda" and 4 * math.prod(shape) > 0.5 * free_bytes(self._device):
+        if not sums_fit(self._device, 4 * math.prod(shape)):
             self._device = torch.device("cpu")
         return torch.zeros(shape, dtype=torch.float32, device=self._device)
+
+
+def sums_fit(device: torch.device, nbytes: int) -> bool:
+    """Whether sums of so many bytes are kept on the device: always on a CPU, in half of what is free on a GPU."""
+    return device.type != "cuda" or nbytes <= 0.5 * free_bytes(device)
 
 
 def free_bytes(device: torch.device) -> int:

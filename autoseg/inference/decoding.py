@@ -8,6 +8,7 @@ import numpy as np
 from jaxtyping import Float32, Integer
 from scipy.special import expit
 
+from autoseg.data.labels import internal_type
 from autoseg.data.preprocessing import Placement
 from autoseg.data.resampling import AxisOperator, AxisOperators, linear_operators, resample_linear
 from autoseg.geometry import permuted
@@ -69,7 +70,7 @@ def decode_stream(
     pieces = iter(pieces)
     first, planes = next(pieces)
     count = max(len(planes), max(painted or (0,)) + 1)
-    labels = np.zeros(placement.original_shape, np.uint8 if count <= 256 else np.int16)
+    labels = np.zeros(placement.original_shape, internal_type(count))
     cropped = labels[box].transpose(axes)  # a view in plan order: what is written there lands in `labels`
     inside = None if file is None else _inside(file, placement, background=painted is None)
     decoder = make_decoder(operators, painted, labels.dtype)

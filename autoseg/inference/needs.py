@@ -3,11 +3,9 @@
 import math
 from collections.abc import Sequence
 
-import torch
-
 from autoseg.data.free_memory import reachable_memory_bytes
 from autoseg.errors import UserError
-from autoseg.inference.accumulating import free_bytes
+from autoseg.inference.accumulating import sums_fit
 from autoseg.inference.sliding_window import WindowSettings
 from autoseg.inference.windows import lay_windows
 from autoseg.schema import CheckpointInfo
@@ -41,11 +39,10 @@ def stream_bytes(info: CheckpointInfo, shape: Sequence[int], windows: WindowSett
     """Host memory for the sums of logits of one row of windows, one batch's logits, and the padded image."""
     patch = info.network.patch_shape
     grid = lay_windows(shape, patch, windows.overlap)
-    batch = max(1, min(windows.batch_voxels // math.prod(grid.shape), mirrors * len(grid.corners)))
-    depth = max(row[-1] - row[0] for row in grid.rows(mirrors, batch)) + grid.shape[0]
-    padded = [n + sum(padding) for n, padding in zip(shape, grid.padding, strict=True)]
-    sums = FLOAT * len(info.outputs) * depth * math.prod(padded[1:])
-    image = FLOAT * info.input_channels * math.prod(padded) if padded != list(shape) else 0
+    batch = min(windows.windows_together(grid), mirrors * len(grid.corners))
+    padded = grid.padded(shape)
+    sums = FLOAT * len(info.outputs) * grid.depth(grid.rows(mirrors, batch)) * math.prod(padded[1:])
+    image = FLOAT * info.input_channels * math.prod(padded) if padded != tuple(shape) else 0
     if windows.device.type == "cuda":
-        return image + (sums if sums > 0.5 * free_bytes(torch.device(windows.device)) else 0)
+        return image + (0 if sums_fit(windows.device, sums) else sums)
     return image + sums + FLOAT * len(info.outputs) * batch * math.prod(grid.shape)

@@ -20,7 +20,14 @@ from autoseg.data.labels import to_file_values
 from autoseg.data.probability_files import PROBABILITIES, writing_probabilities
 from autoseg.data.volume import Volume, read_image, write_labels
 from autoseg.errors import UserError, all_of
-from autoseg.inference.computing import Advance, CaseComputation, Prepared, prepare_for, window_settings
+from autoseg.inference.computing import (
+    Advance,
+    CaseComputation,
+    Prepared,
+    default_precision,
+    prepare_for,
+    window_settings,
+)
 from autoseg.inference.ensembling import Ensemble, Folds, Member, make_ensembles
 from autoseg.inference.postprocessing import keep_largest_components
 from autoseg.inference.probabilities import Part, segment
@@ -66,6 +73,11 @@ class PredictSettings:
     overwrite: bool = False
     save_probabilities: bool = False
     largest_components: tuple[str | None, ...] = ()
+
+    @property
+    def precision_name(self) -> str:
+        """ "float32", "float16" or "bfloat16": what the forward passes are computed in."""
+        return str(self.precision or default_precision(self.device)).removeprefix("torch.")
 
 
 @dataclass(frozen=True)

@@ -13,11 +13,13 @@ import numpy as np
 from jaxtyping import Float32, Integer
 from scipy.special import expit
 
+from autoseg.data.labels import internal_type
 from autoseg.data.preprocessing import Placement
 from autoseg.data.probability_files import writing_probabilities
 from autoseg.data.resampling import AxisOperator, linear_operators, resample_linear
 from autoseg.data.volume import Volume
 from autoseg.geometry import inverse_permutation, permuted
+from autoseg.inference.blocks import largest_class
 from autoseg.inference.decoding import decode_stream, painted_labels, softmax
 from autoseg.labelling import Labelled
 
@@ -78,20 +80,12 @@ def _mean_mask(
 ) -> Integer[np.ndarray, "z y x"]:
     """The mask that the mean probabilities give, which also go to `file` (channel, z, y, x)."""
     painted = painted_labels(labelled)
-    labels = np.zeros(parts[0].placement.original_shape, np.uint8 if len(labelled.labels) <= 256 else np.int16)
+    labels = np.zeros(parts[0].placement.original_shape, internal_type(len(labelled.labels)))
+    classes = np.arange(len(parts[0].logits), dtype=labels.dtype)
     for rows, slab in mean_probabilities(parts, bool(labelled.regions)):
-        labels[rows] = _largest(slab, labels.dtype) if painted is None else _painted(slab, painted, labels.dtype)
+        labels[rows] = largest_class(slab, classes) if painted is None else _painted(slab, painted, labels.dtype)
         if file is not None:
             file[:, rows] = slab
-    return labels
-
-
-def _largest(slab: Slab, dtype: np.dtype[np.integer]) -> Integer[np.ndarray, "z y x"]:
-    """The most probable class; a tie goes to the lower one. Faster than argmax over a strided axis."""
-    best, labels = slab[0].copy(), np.zeros(slab.shape[1:], dtype)
-    for index in range(1, len(slab)):
-        np.maximum(labels, (slab[index] > best).astype(dtype) * dtype.type(index), out=labels)
-        np.maximum(best, slab[index], out=best)
     return labels
 
 

@@ -52,6 +52,14 @@ class WindowSettings:
     copies: int | None = None
     constant_logits: tuple[float, ...] = ()
 
+    def windows_together(self, grid: WindowGrid) -> int:
+        """Windows and mirrored copies in a batch."""
+        return max(self.batch_voxels // math.prod(grid.shape), 1)
+
+    def copies_of(self, mirrorings: int) -> int:
+        """Copies of a window that are computed where so many are possible."""
+        return min(mirrorings, self.copies or mirrorings)
+
 
 def predict_logits(
     network: nn.Module,
@@ -153,35 +161,31 @@ class _Loop:
             [subset for n in range(len(own) + 1) for subset in itertools.combinations(own, n)] for own in axes
         ]
         self._grid, self._settings, self._advance = grid, settings, advance
-        self._batch = max(settings.batch_voxels // math.prod(grid.shape), 1)
+        self._batch = settings.windows_together(grid)
         self._done = self._total = 0
 
     def run(self, image: Tensor, dimensions: int) -> Iterator[Piece]:
         """The image's pieces."""
-        grid, device = self._grid, self._settings.device
+        grid = self._grid
         padded = self._padded(image)
         left_out = self._constant(padded) if self._settings.constant_logits else frozenset()
-        rows = grid.rows(min(self._count(subsets) for subsets in self._subsets), self._batch)
-        depth = max(row[-1] - row[0] for row in rows) + grid.shape[0]
-        sums = RollingMean(grid, image.shape[1:], depth, device, self._settings.constant_logits if left_out else ())
-        self._total = (len(grid.corners) - len(left_out)) * sum(self._count(subsets) for subsets in self._subsets)
+        counts = [self._settings.copies_of(len(subsets)) for subsets in self._subsets]
+        rows = grid.rows(min(counts), self._batch)
+        unreached = self._settings.constant_logits if left_out else ()
+        sums = RollingMean(grid, image.shape[1:], grid.depth(rows), self._settings.device, unreached)
+        self._total = (len(grid.corners) - len(left_out)) * sum(counts)
         for row, following in itertools.zip_longest(rows, rows[1:]):
             corners = [corner for corner in grid.corners_at(row) if corner not in left_out]
             for corner in corners:
                 sums.count(corner)
-            for network, subsets in zip(self._networks, self._subsets, strict=True):
+            for network, subsets, count in zip(self._networks, self._subsets, counts, strict=True):
                 copies = [(corner, subset) for corner in corners
                           for subset in mirrored_copies(grid, corner, subsets, self._settings.copies)]
-                share = 1 / self._count(subsets) / len(self._networks)
-                self._compute(network, copies, padded, dimensions, sums, share)
+                self._compute(network, copies, padded, dimensions, sums, 1 / count / len(self._networks))
             stop = row[-1] + grid.shape[0] if following is None else following[0]
             yield sums.finished(stop)
             if following is not None:
                 sums.forget(stop)
-
-    def _count(self, subsets: Sequence[Axes]) -> int:
-        """Mirrored copies of a window."""
-        return min(len(subsets), self._settings.copies or len(subsets))
 
     @torch.inference_mode()  # not around the generator: it would hold for whoever takes the pieces
     def _compute(  # noqa: PLR0913 (one network's part of a row)

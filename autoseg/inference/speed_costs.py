@@ -11,7 +11,6 @@ import torch
 from pydantic import field_validator
 
 from autoseg.errors import UserError
-from autoseg.inference.computing import default_precision
 from autoseg.inference.ensembling import Member
 from autoseg.inference.prediction import PredictSettings
 from autoseg.inference.ranking import SCORES_NAME
@@ -106,7 +105,7 @@ def compare_speeds(
     changes = _case_changes(exact.cases, other.cases)
     worst = min(changes, key=lambda case: changes[case], default=None)
     return SpeedCost(
-        overlap=settings.overlap, copies=settings.copies, precision=_precision_of(settings),
+        overlap=settings.overlap, copies=settings.copies, precision=settings.precision_name,
         seconds=round(seconds[1], 3), times_faster=round(seconds[0] / max(seconds[1], 1e-6), 3),
         dice=other.mean.dice, dice_change=_change(exact.mean.dice, other.mean.dice),
         dice_margin=_margin(list(changes.values())), worst_case=worst,
@@ -118,10 +117,6 @@ def compare_speeds(
 def previous_weights(member: Member) -> tuple[str, ...]:
     """Hashes of the weights of a cascade's stages before the last, stage by stage and fold by fold."""
     return tuple(info.weights_sha256 for stage in member.stages[:-1] for _, info in stage.folds)
-
-
-def _precision_of(settings: PredictSettings) -> str:
-    return str(settings.precision or default_precision(settings.device)).removeprefix("torch.")
 
 
 def _case_changes(exact: Sequence[CaseScores], other: Sequence[CaseScores]) -> dict[str, float]:
@@ -165,7 +160,7 @@ def differences(report: SpeedReport, speed: Speed, member: Member, settings: Pre
         found.append("it was measured with mirrored copies, this is --no-tta")
     if settings.skip_constant:
         found.append("it was measured with all windows, this is --skip-empty")
-    if cost is not None and cost.precision != (now := _precision_of(settings)):
+    if cost is not None and cost.precision != (now := settings.precision_name):
         found.append(f"it was measured in {cost.precision}, this computes in {now}")
     if report.previous_sha256 != previous_weights(member):
         found.append("it was not measured with these weights and folds of the cascade's first stage")

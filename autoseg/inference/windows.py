@@ -38,6 +38,14 @@ class WindowGrid:
         """The first voxels of the windows that start at these planes, x fastest."""
         return list(itertools.product(planes, *self.starts[1:]))
 
+    def padded(self, shape: Sequence[int]) -> tuple[int, ...]:
+        """The shape (z, y, x) of the padded image."""
+        return tuple(n + sum(padding) for n, padding in zip(shape, self.padding, strict=True))
+
+    def depth(self, rows: Sequence[Sequence[int]]) -> int:
+        """Planes that the largest of the `rows` reaches over."""
+        return max(row[-1] - row[0] for row in rows) + self.shape[0]
+
     def rows(self, copies: int, batch: int) -> tuple[tuple[int, ...], ...]:
         """The first planes of the windows, grouped: a group is computed before planes are handed on.
 

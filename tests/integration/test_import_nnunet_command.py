@@ -2,7 +2,6 @@
 
 import json
 import os
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +9,9 @@ import nibabel
 import numpy as np
 import pytest
 import torch
+from command_line import run_command
 from nnunet_folders import LABELS, TRAINER, configuration, dataset, peer_network, plans, write_results
 
-from autoseg.cli import app
-from autoseg.errors import UserError
 from autoseg.networks.checkpoint import read_model
 
 NAMES = {"2d": 2, "3d_lowres": 3, "3d_fullres": 3, "3d_cascade_fullres": 3}
@@ -36,17 +34,6 @@ def write(root: Path, name: str, folds: tuple[str, ...] = ("0",), declared: Any 
     described = configuration("plain", NAMES[name])["architecture"]
     networks = {fold: peer_network(described, inputs, heads) for fold in folds}
     return write_results(root, planned(), declared, name, networks, **changes)
-
-
-def run_command(*arguments: object) -> tuple[int, str]:
-    """The exit status and what a UserError said."""
-    try:
-        return int(app([str(one) for one in arguments], result_action="return_value")), ""
-    except UserError as error:
-        sys.stderr.write(str(error))
-        return 2, str(error)
-    except SystemExit as leaving:
-        return int(leaving.code or 0), ""
 
 
 def import_into(run: Path, folder: Path, *options: object) -> tuple[int, str]:

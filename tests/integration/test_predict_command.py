@@ -3,7 +3,6 @@
 import errno
 import json
 import os
-import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,10 +11,10 @@ import nibabel
 import numpy as np
 import pytest
 import torch
+from command_line import run_command
 from PIL import Image
 from tiny_models import LABELS, model_info, write_fold, write_nifti
 
-from autoseg.cli import app
 from autoseg.data.dataset import Case, list_images
 from autoseg.errors import UserError
 from autoseg.inference import computing, prediction
@@ -43,13 +42,7 @@ def place(tmp_path) -> Place:
 def autoseg(place: Place, *options: str, device: str = "cpu") -> int:
     """The exit status of `autoseg predict`; a UserError's message goes to stderr, as in `autoseg.__main__`."""
     arguments = ["-i", str(place.images), "-o", str(place.masks), "--run", str(place.run), "--device", device]
-    try:
-        return int(app(["predict", *arguments, *options], result_action="return_value"))
-    except UserError as error:
-        sys.stderr.write(str(error))
-        return 2
-    except SystemExit as exit_of_cyclopts:
-        return int(exit_of_cyclopts.code or 0)
+    return run_command("predict", *arguments, *options)[0]
 
 
 def models_of(place: Place):

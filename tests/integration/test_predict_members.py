@@ -1,17 +1,16 @@
 """Several models, cascades and probabilities, from a run folder to files."""
 
 import json
-import sys
 from pathlib import Path
 
 import nibabel
 import numpy as np
 import pytest
 import torch
+from command_line import run_command
 from scipy.special import softmax
 from tiny_models import LABELS, model_info, write_fold, write_nifti
 
-from autoseg.cli import app
 from autoseg.data.dataset import list_images
 from autoseg.data.preprocessing import labels_on_grid, prepare_image
 from autoseg.data.previous_stage import one_hot
@@ -42,11 +41,7 @@ def members_of(run: Path) -> list[Member]:
 
 def predict(run: Path, images: Path, masks: Path, *options: str) -> int:
     arguments = ["-i", str(images), "-o", str(masks), "--run", str(run), "--device", "cpu", "--no-tta"]
-    try:
-        return int(app(["predict", *arguments, *options], result_action="return_value"))
-    except UserError as error:
-        sys.stderr.write(str(error))
-        return 2
+    return run_command("predict", *arguments, *options)[0]
 
 
 def logits_of(member: Member, image: np.ndarray) -> np.ndarray:

@@ -11,6 +11,7 @@ import nibabel
 import numpy as np
 import pytest
 import torch
+from command_line import run_command
 from tiny_models import model_info, write_fold, write_nifti
 
 from autoseg.cli import app
@@ -62,13 +63,7 @@ def fold_folder(run: Path, fold: str) -> Path:
 
 def predict(run: Path, images: Path, masks: Path, *options: str) -> int:
     arguments = ["-i", str(images), "-o", str(masks), "--run", str(run), "--device", "cpu", "--overwrite"]
-    try:
-        return int(app(["predict", *arguments, *options], result_action="return_value"))
-    except UserError as error:
-        sys.stderr.write(str(error))
-        return 2
-    except SystemExit as exit_of_cyclopts:
-        return int(exit_of_cyclopts.code or 0)
+    return run_command("predict", *arguments, *options)[0]
 
 
 def masks_in(folder: Path) -> list[np.ndarray]:
