@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from autoseg.data.dataset import Case
+from autoseg.data.metaimage import itk_extent
+from autoseg.data.nifti import nifti_extent
 from autoseg.data.volume import ending_of, files_of
 from autoseg.geometry import SpacingMm, permuted
 from autoseg.schema import StoreRecord
@@ -54,8 +56,8 @@ def read_extent(path: Path) -> Extent | None:
             return None
         ending = ending_of(path)
         if ending.startswith((".nii", ".hdr")):
-            return _nifti_extent(path)
-        return _itk_extent(path) if ending.startswith((".nrrd", ".nhdr", ".mha", ".mhd", ".gipl")) else None
+            return _extent(*nifti_extent(path))
+        return _extent(*itk_extent(path)) if ending.startswith((".nrrd", ".nhdr", ".mha", ".mhd", ".gipl")) else None
     except Exception:  # noqa: BLE001 (as above)
         return None
 
@@ -64,25 +66,9 @@ def _files(case: Case) -> tuple[Path, ...]:
     return (*case.images, *((case.label,) if case.label else ()))
 
 
-def _nifti_extent(path: Path) -> Extent | None:
-    import nibabel
-
-    header = nibabel.load(path).header  # type: ignore[attr-defined]
-    return _extent(header.get_data_shape(), [float(mm) for mm in header.get_zooms()])
-
-
-def _itk_extent(path: Path) -> Extent | None:
-    import SimpleITK
-
-    reader = SimpleITK.ImageFileReader()
-    reader.SetFileName(str(path))
-    reader.ReadImageInformation()
-    return _extent((*reader.GetSize(), reader.GetNumberOfComponents()), reader.GetSpacing())
-
-
 def _extent(shape: Sequence[int], spacing: Sequence[float]) -> Extent | None:
     """From file order (x, y[, z]); a slice has a spacing of 1 along z."""
     if not all(mm > 0 for mm in spacing[:3]):
         return None
     x, y, z = (*spacing[:3], 1.0)[:3]
-    return Extent(math.prod(int(voxels) for voxels in shape), (z, y, x))
+    return Extent(math.prod(shape), (z, y, x))

@@ -68,6 +68,17 @@ def read_itk(path: Path, image_io: str) -> Content:
     return Content(voxels, _grid(header, voxels.shape[1:]), header, "position")
 
 
+def itk_extent(path: Path) -> tuple[tuple[int, ...], tuple[float, ...]]:
+    """Voxels along the file's axes (x, y, …), then their components, and spacing; no voxel is read.
+
+    Whatever is wrong with the file raises RuntimeError.
+    """
+    reader = _simple_itk().ImageFileReader()
+    reader.SetFileName(str(path))
+    reader.ReadImageInformation()
+    return (*reader.GetSize(), reader.GetNumberOfComponents()), reader.GetSpacing()
+
+
 def write_itk(labels: Integer[np.ndarray, "z y x"], grid: Grid, header: object, path: Path) -> None:
     """Labels in a SimpleITK format, on the grid of `header` where SimpleITK read it, else on `grid`.
 

@@ -86,6 +86,18 @@ def read_nifti(path: Path) -> Content:
                    1.0 if slope is None else float(slope), 0.0 if intercept is None else float(intercept))
 
 
+def nifti_extent(path: Path) -> tuple[tuple[int, ...], tuple[float, ...]]:
+    """Voxels and spacing along the file's axes (x, y, …) as the header states them; no voxel is read.
+
+    Whatever is wrong with the file raises: nibabel's errors, zlib's, OSError, EOFError, ValueError.
+    """
+    from nibabel.imageglobals import LoggingOutputSuppressor
+
+    with _opened(path) as stream, LoggingOutputSuppressor():
+        _, header = _read_header(stream, paired=_voxel_path(path) != path)
+        return tuple(int(n) for n in header.get_data_shape()), tuple(float(mm) for mm in header.get_zooms())
+
+
 def write_nifti(labels: Integer[np.ndarray, "z y x"], grid: Grid, header: object, path: Path) -> None:
     """Labels as .nii, .nii.gz or a pair: a NIfTI `header`'s geometry bit for bit, else that of `grid`."""
     array = (labels[0] if grid.is_2d else labels).T

@@ -6,6 +6,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TypeGuard
 
+from pydantic import BaseModel
 from torch import Tensor
 
 from autoseg.errors import UserError, all_of
@@ -186,9 +187,21 @@ def _disagreements(content: Mapping[object, object], folder: ResultFolder, fold:
     if problems or not isinstance(made_with.get("plans"), dict):
         return problems
     own = describe(made_with["plans"], made_with.get("dataset_json", folder.dataset), folder.nnunet_name, path)
-    return [f"{field.name}: {_short(getattr(own, field.name))} in the checkpoint, "
-            f"{_short(getattr(folder.described, field.name))} in the folder's plans.json and dataset.json"
-            for field in fields(Described) if getattr(own, field.name) != getattr(folder.described, field.name)]
+    compared = [(field.name, getattr(own, field.name), getattr(folder.described, field.name))
+                for field in fields(Described)]
+    return [f"{name}: {'; '.join(_differences(checkpoints, folders))}"
+            for name, checkpoints, folders in compared if checkpoints != folders]
+
+
+def _differences(checkpoints: object, folders: object, name: str = "") -> list[str]:
+    """What differs, down to the entries of records, in words."""
+    if isinstance(checkpoints, BaseModel) and type(checkpoints) is type(folders):
+        return [difference for entry in type(checkpoints).model_fields
+                if (one := getattr(checkpoints, entry)) != (other := getattr(folders, entry))
+                for difference in _differences(one, other, f"{name}.{entry}" if name else entry)]
+    subject = f"{name} is " if name else ""
+    return [f"{subject}{_short(checkpoints)} in the checkpoint, {_short(folders)} in the folder's plans.json and "
+            "dataset.json"]
 
 
 def _short(value: object) -> str:

@@ -186,7 +186,8 @@ def test_checkpoint_and_folder_disagree(tmp_path: Path) -> None:
     other = planned()
     other["configurations"]["2d"]["spacing"] = [9.0, 9.0]
     edit(folder / "plans.json", **other)
-    assert "store: " in refused(tmp_path, folder, "--folds", "0")
+    message = refused(tmp_path, folder, "--folds", "0")
+    assert "store: " in message and "spacing is (None, 1.0, 1.25) in the checkpoint, (None, 9.0, 9.0) in the" in message
     edit(folder / "plans.json", **planned())
     edit(folder / "dataset.json", labels={"background": 0, "organ": 1})
     assert "labelled: " in refused(tmp_path, folder, "--folds", "0")

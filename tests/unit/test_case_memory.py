@@ -1,11 +1,14 @@
 """What a case needs is known from its headers, and is what preparing it takes."""
 
+import io
+import logging
 import tracemalloc
 
 import nibabel
 import numpy as np
 import pytest
 import SimpleITK
+from nibabel import imageglobals
 from tiny_models import model_info
 
 from autoseg.data.case_memory import SMALL_FILE_BYTES, preparation_bytes, read_extent, reading_bytes
@@ -66,3 +69,19 @@ def test_the_estimate_is_what_preparing_takes(tmp_path, channels, target):
     tracemalloc.stop()
     assert 0.5 * preparation_bytes(Case("case", paths, None), store) < peak
     assert peak < 1.1 * preparation_bytes(Case("case", paths, None), store)
+
+
+def test_broken_headers_are_looked_at_in_silence(tmp_path):
+    """What is wrong with a file is said once, by who reads it, and not by nibabel."""
+    header = bytearray(nibabel.Nifti1Image(np.zeros((4, 4, 4), np.float32), np.eye(4)).to_bytes())
+    header[70:72] = (9999).to_bytes(2, "little")
+    path = tmp_path / "case_0000.nii"
+    path.write_bytes(header + bytes(SMALL_FILE_BYTES))
+    said = io.StringIO()
+    handler = logging.StreamHandler(said)
+    imageglobals.logger.addHandler(handler)
+    try:
+        assert read_extent(path) is None
+    finally:
+        imageglobals.logger.removeHandler(handler)
+    assert not said.getvalue()
