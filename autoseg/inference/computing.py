@@ -121,8 +121,7 @@ class CaseComputation:
         if ensemble.previous is not None:
             mask = self.mask(ensemble.previous)
             image = with_previous(image, labels_on_grid(mask, own.placement), len(info.labels))
-        mirrors = min(settings.copies_of(2 ** len(axes)) for _, axes in ensemble.members)
-        refuse_too_large(info, image.shape[1:], own.placement.original_shape, settings, mirrors)
+        refuse_too_large(ensemble, image.shape[1:], own.placement.original_shape, settings)
 
         def report(finished: int, total: int) -> None:
             self._advance(described(info), finished, total)

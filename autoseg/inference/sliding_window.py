@@ -14,7 +14,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
 
-from autoseg.inference.accumulating import RollingMean
+from autoseg.inference.accumulating import Finished, RollingMean
+from autoseg.inference.joint_head import joint_head
 from autoseg.inference.windows import WindowGrid, lay_windows
 
 logger = logging.getLogger("autoseg")
@@ -117,8 +118,9 @@ def stream_logits(
     """Mean logits over several (network, mirror axes), in pieces along z: (first plane, (class, planes, y, x)).
 
     Windows are computed row by row along z, each row by all networks; what no later row reaches is handed on, and
-    its memory used again: sums are held for as many planes as a row has. A piece must be used before the next is
-    asked for. `advance(done, total)` is called after every batch; both count windows and their mirrored copies.
+    its memory used again: sums are held for as many planes as a row has, of the networks' features where these are
+    fewer than the classes (`joint_head`). A piece must be used before the next is asked for. `advance(done, total)` is
+    called after every batch; both count windows and their mirrored copies.
 
     Raises
     ------
@@ -149,6 +151,26 @@ def mirrored_copies(
     return [tuple(axis for axis in subsets[-1] if (axis in odd) is mirrored) for mirrored in (True, False)][:count]
 
 
+@dataclass(frozen=True)
+class _Network:
+    """One network of several.
+
+    Attributes
+    ----------
+    map : windows (batch, channel, *patch) to what is summed of them: logits or features.
+    subsets : mirrorings, as axes of (z, y, x).
+    copies : of a window that are computed.
+    share : of one copy in the sums.
+    first : channel of the sums.
+    """
+
+    map: Callable[[Tensor], Tensor]
+    subsets: Sequence[Axes]
+    copies: int
+    share: float
+    first: int
+
+
 class _Loop:
     """The windows of one image; batches shrink, and sums move to the host, where memory is short."""
 
@@ -156,10 +178,17 @@ class _Loop:
         self, members: Members, axes: Sequence[Sequence[int]], grid: WindowGrid, settings: WindowSettings,
         advance: Advance | None,
     ) -> None:  # fmt: skip
-        self._networks = [network for network, _ in members]
-        self._subsets = [
-            [subset for n in range(len(own) + 1) for subset in itertools.combinations(own, n)] for own in axes
-        ]
+        networks = [network for network, _ in members]
+        self._head = head = joint_head(networks)
+        self._networks = []
+        for index, (network, own) in enumerate(zip(networks, axes, strict=True)):
+            subsets = [subset for n in range(len(own) + 1) for subset in itertools.combinations(own, n)]
+            copies = settings.copies_of(len(subsets))
+            if head is None:
+                self._networks.append(_Network(network, subsets, copies, 1 / copies / len(networks), 0))
+            else:
+                features = head.networks[index].finest_features
+                self._networks.append(_Network(features, subsets, copies, 1 / copies, head.starts[index]))
         self._grid, self._settings, self._advance = grid, settings, advance
         self._batch = settings.windows_together(grid)
         self._done = self._total = 0
@@ -169,55 +198,63 @@ class _Loop:
         grid = self._grid
         padded = self._padded(image)
         left_out = self._constant(padded) if self._settings.constant_logits else frozenset()
-        counts = [self._settings.copies_of(len(subsets)) for subsets in self._subsets]
-        rows = grid.rows(min(counts), self._batch)
-        unreached = self._settings.constant_logits if left_out else ()
-        sums = RollingMean(grid, image.shape[1:], grid.depth(rows), self._settings.device, unreached)
-        self._total = (len(grid.corners) - len(left_out)) * sum(counts)
+        rows = grid.rows(min(network.copies for network in self._networks), self._batch)
+        classes = len(self._settings.constant_logits) or None
+        channels = classes if self._head is None else self._head.channels
+        sums = RollingMean(grid, image.shape[1:], grid.depth(rows), self._settings.device, channels, bool(left_out))
+        self._total = (len(grid.corners) - len(left_out)) * sum(network.copies for network in self._networks)
         for row, following in itertools.zip_longest(rows, rows[1:]):
             corners = [corner for corner in grid.corners_at(row) if corner not in left_out]
             for corner in corners:
                 sums.count(corner)
-            for network, subsets, count in zip(self._networks, self._subsets, counts, strict=True):
+            for network in self._networks:
                 copies = [(corner, subset) for corner in corners
-                          for subset in mirrored_copies(grid, corner, subsets, self._settings.copies)]
-                self._compute(network, copies, padded, dimensions, sums, 1 / count / len(self._networks))
+                          for subset in mirrored_copies(grid, corner, network.subsets, self._settings.copies)]
+                self._compute(network, copies, padded, dimensions, sums)
             stop = row[-1] + grid.shape[0] if following is None else following[0]
-            yield sums.finished(stop)
+            yield from self._pieces(sums.finished(stop))
             if following is not None:
                 sums.forget(stop)
 
+    def _pieces(self, finished: Finished) -> Iterator[Piece]:
+        first, planes = finished.first, finished.planes
+        for start, logits in [(first, planes)] if self._head is None else self._head.in_pieces(first, planes):
+            if finished.unreached is not None:
+                own = slice(start - first, start - first + logits.shape[1])
+                _fill(logits, finished.unreached[own], self._settings.constant_logits)
+            yield start, logits
+
     @torch.inference_mode()  # not around the generator: it would hold for whoever takes the pieces
-    def _compute(  # noqa: PLR0913 (one network's part of a row)
-        self, network: nn.Module, copies: list[_Copy], padded: Tensor, dimensions: int, sums: RollingMean, share: float
+    def _compute(
+        self, network: _Network, copies: list[_Copy], padded: Tensor, dimensions: int, sums: RollingMean
     ) -> None:
         position = 0
 
         def forward(batch: list[_Copy]) -> Tensor:
-            return _forward(network, _windows(padded, self._grid, batch).to(self._settings.device), dimensions)
+            return _forward(network.map, _windows(padded, self._grid, batch).to(self._settings.device), dimensions)
 
         with _autocast(self._settings):  # around the loop: it keeps the converted weights
             while position < len(copies):
-                added = self._add(copies[position : position + self._batch], forward, sums, share)
+                added = self._add(copies[position : position + self._batch], forward, network, sums)
                 position += added
                 self._done += added
                 if added and self._advance is not None:
                     self._advance(self._done, self._total)
 
     def _add(
-        self, batch: list[_Copy], forward: Callable[[list[_Copy]], Tensor], sums: RollingMean, share: float
+        self, batch: list[_Copy], forward: Callable[[list[_Copy]], Tensor], network: _Network, sums: RollingMean
     ) -> int:
         """How many of a batch's copies, from the first on, are in the sums: all, or less where memory was too short.
 
         A window's copies are added together and once: whatever may fail for want of memory comes before.
         """
         added = 0
-        logits = self._attempt(partial(forward, batch), len(batch), sums)
-        if logits is None:
+        maps = self._attempt(partial(forward, batch), len(batch), sums)
+        if maps is None:
             return 0
-        for corner, group in itertools.groupby(zip(batch, logits, strict=True), key=_corner):
+        for corner, group in itertools.groupby(zip(batch, maps, strict=True), key=_corner):
             mirrored = list(group)
-            add = self._attempt(partial(_adding, mirrored, sums, corner, share), len(batch), sums)
+            add = self._attempt(partial(_adding, mirrored, sums, corner, network), len(batch), sums)
             if add is None:
                 break
             add()
@@ -298,16 +335,24 @@ def _mirrored(array: Tensor, axes: Sequence[int]) -> Tensor:
 
 
 def _adding(
-    group: Iterable[tuple[_Copy, Tensor]], sums: RollingMean, corner: Sequence[int], share: float
+    group: Iterable[tuple[_Copy, Tensor]], sums: RollingMean, corner: Sequence[int], network: _Network
 ) -> Callable[[], object]:
-    """What adds one window's logits (class, z, y, x), each mirrored back; one mirrored copy at a time is held."""
-    return sums.adding(reduce(torch.add, (_mirrored(logits, axes) for (_, axes), logits in group)), corner, share)
+    """What adds one window's maps (channel, z, y, x), each mirrored back; one mirrored copy at a time is held."""
+    together = reduce(torch.add, (_mirrored(one, axes) for (_, axes), one in group))
+    return sums.adding(together, corner, network.share, network.first)
 
 
-def _forward(network: nn.Module, windows: Tensor, dimensions: int) -> Tensor:
-    """Logits (batch, class, z, y, x), float32; a 2-D network is shown its windows without their z axis."""
-    logits: Tensor = network(windows if dimensions == 3 else windows.squeeze(2))
-    return logits.float() if dimensions == 3 else logits.float().unsqueeze(2)
+@torch.inference_mode()
+def _fill(logits: Tensor, where: Tensor, values: Sequence[float]) -> None:
+    """Give voxels (z, y, x) one logit per class, in place."""
+    for one, value in zip(logits, values, strict=True):
+        one.masked_fill_(where, value)
+
+
+def _forward(compute: Callable[[Tensor], Tensor], windows: Tensor, dimensions: int) -> Tensor:
+    """Maps (batch, channel, z, y, x), float32; a 2-D network is shown its windows without their z axis."""
+    maps = compute(windows if dimensions == 3 else windows.squeeze(2))
+    return maps.float() if dimensions == 3 else maps.float().unsqueeze(2)
 
 
 def _autocast(settings: WindowSettings) -> AbstractContextManager[object]:

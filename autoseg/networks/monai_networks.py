@@ -145,7 +145,7 @@ class MedNeXt(Segmenter):
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits at the resolution of the input."""
-        logits: Tensor = self.body.out_0(self._finest_features(x))
+        logits: Tensor = self.body.out_0(self.finest_features(x))
         return logits
 
     def forward_all(self, x: Tensor) -> list[Tensor]:

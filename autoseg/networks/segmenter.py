@@ -5,9 +5,13 @@ from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from autoseg.errors import UserError
+
+CONVOLUTIONS = (nn.Conv2d, nn.Conv3d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 
 
 @dataclass(frozen=True)
@@ -91,9 +95,20 @@ class Segmenter(nn.Module):
         """`feature_maps(x).encoder`, without computing the decoder."""
         return tuple(self._encode(x))
 
-    def _finest_features(self, x: Tensor) -> Tensor:
-        """The decoder's first map alone; the others are freed once they are used."""
+    def finest_features(self, x: Tensor) -> Tensor:
+        """`feature_maps(x).decoder[0]` alone; the other maps are freed once they are used."""
         return deque(self._decode(self._encode(x)), maxlen=1).pop()
+
+    @torch.no_grad()
+    def head_map(self) -> tuple[Float[Tensor, "class channel"], Float[Tensor, " class"]]:
+        """(M, b) of the finest head: the logits of a voxel are M @ its `finest_features` + b; float32, copies."""
+        head = self.get_submodule(self.task_heads()[0])
+        (layer,) = (module for module in head.modules() if isinstance(module, CONVOLUTIONS))
+        weight = layer.weight.detach().flatten(1)  # (class, feature): all lengths of the kernel are 1
+        if isinstance(layer, nn.ConvTranspose2d | nn.ConvTranspose3d):
+            weight = weight.T
+        offset = torch.zeros(len(weight), device=weight.device) if layer.bias is None else layer.bias.detach()
+        return weight.to(torch.float32, copy=True), offset.to(torch.float32, copy=True)
 
     def is_task_head(self, name: str) -> bool:
         """Whether the tensor of this name in the state dict belongs to one of `task_heads`."""

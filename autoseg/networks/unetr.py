@@ -61,7 +61,7 @@ class UNETR(Segmenter):
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits at the resolution of the input."""
-        logits: Tensor = self.out(self._finest_features(x))
+        logits: Tensor = self.out(self.finest_features(x))
         return logits
 
     def forward_all(self, x: Tensor) -> list[Tensor]:

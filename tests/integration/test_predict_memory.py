@@ -12,7 +12,7 @@ from tiny_models import model_info, write_fold, write_nifti
 
 from autoseg.data.dataset import list_images
 from autoseg.errors import UserError
-from autoseg.inference import computing, needs, prediction
+from autoseg.inference import computing, needs, prediction, sliding_window
 from autoseg.inference.prediction import Destination, PredictSettings, predict_into, predict_members
 from autoseg.inference.trained import Reader, list_models
 from autoseg.labelling import Region
@@ -69,7 +69,7 @@ def test_an_image_too_large_to_prepare_is_not_read(monkeypatch, tmp_path, images
 def test_sums_of_a_long_image_need_no_more_memory_than_those_of_a_short_one():
     info = model_info()
     windows = computing.window_settings(info, CPU, 0.5)
-    short, long = (needs.stream_bytes(info, (n, 40, 40), windows, 8) for n in (32, 3200))
+    short, long = (needs.stream_bytes(info, (n, 40, 40), windows, 8, None) for n in (32, 3200))
     assert short == long
 
 
@@ -105,6 +105,28 @@ def test_a_models_own_mask_is_the_same_alone_and_beside_a_combination(tmp_path, 
     for case in cases:
         one, alone = (voxels_of(tmp_path / folder / f"{case.id}.nii.gz") for folder in ("one", "alone"))
         np.testing.assert_array_equal(one, alone)
+
+
+@pytest.mark.parametrize("is_2d", [False, True])
+def test_many_labels_are_predicted_from_sums_of_features(monkeypatch, tmp_path, images, is_2d):
+    """Masks and probabilities are those of summed logits, of two folds."""
+    info = model_info(is_2d=is_2d, labels={"background": 0, **{f"organ {value}": value for value in range(1, 20)}})
+    for fold in ("0", "1"):
+        write_fold(tmp_path / "run", info.model_copy(update={"fold": fold}))
+    arrays = {}
+    for name, head in (("features", sliding_window.joint_head), ("logits", lambda _: None)):
+        monkeypatch.setattr(sliding_window, "joint_head", head)
+        monkeypatch.setattr(needs, "joint_head", head)
+        written, failures = predict(tmp_path / "run", images, tmp_path / name, save_probabilities=True)
+        assert len(written) == 3 and not failures
+        arrays[name] = [voxels_of(path) for path in sorted((tmp_path / name).rglob("*.nii.gz"))]
+    assert len(arrays["features"]) == len(arrays["logits"]) >= 6
+    for one, other in zip(arrays["features"], arrays["logits"], strict=True):
+        assert len(np.unique(one)) > 2
+        if one.dtype.kind == "f":
+            np.testing.assert_allclose(one, other, atol=1e-3)
+        else:
+            assert (one != other).mean() < 1e-3  # random weights: near ties
 
 
 # ---------------------------------------------------------------- the disk

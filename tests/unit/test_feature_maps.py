@@ -99,6 +99,18 @@ def test_heads_on_the_maps_give_the_logits_of_forward(example: Example, training
 
 
 @EVERY
+def test_the_finest_head_is_one_linear_map_of_the_finest_features(example: Example) -> None:
+    network, image = seeded(example).eval(), image_of(example)
+    matrix, offset = network.head_map()
+    with torch.no_grad():
+        features, logits = network.finest_features(image), network(image)
+        linear = torch.einsum("kc,bc...->bk...", matrix, features) + offset.view(-1, *(1 for _ in example.patch))
+    torch.testing.assert_close(linear, logits, rtol=1e-5, atol=1e-5)
+    matrix.zero_()
+    assert network.head_map()[0].any()  # a copy
+
+
+@EVERY
 def test_every_network_has_a_level_to_align_with_words(example: Example) -> None:
     network = seeded(example).train()
     level, features, shape = tapped_level(network, plan_of(example), 2)

@@ -236,8 +236,9 @@ def test_ones_have_the_mean_one_and_their_weights_are_rounded_once(shape, patch)
     z, y, x = (coverage(starts, length, n + sum(padding)) for starts, length, n, padding
                in zip(grid.starts, grid.shape, shape, grid.padding, strict=True))
     exact = (PEAK * z[:, None, None] * y[:, None] * x).float()
-    first, mean = sums.finished(depth)
-    assert first == 0
+    finished = sums.finished(depth)
+    mean = finished.planes
+    assert finished.first == 0 and finished.unreached is None
     assert torch.equal(mean, (weights / exact)[(slice(None), *inner)])
     torch.testing.assert_close(mean, torch.ones_like(mean), rtol=1e-5, atol=1e-5)
 
