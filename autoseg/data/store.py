@@ -13,7 +13,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import blosc2
 import numpy as np
 from jaxtyping import Bool, Float32, Int32, Integer
 from numpy.typing import NDArray
@@ -23,6 +22,8 @@ from autoseg.data.intensity import mean_and_std
 from autoseg.errors import UserError
 from autoseg.records import content_hash, read_record, replacing, storage_error, write_record
 from autoseg.schema import StoredCase, StoreRecord
+
+# blosc2 is slow to import, and a prediction has no store: only who reads or writes arrays waits for it.
 
 STORE_FILE = "store.json"
 SHARED = {"3d_cascade_fullres": "3d_fullres"}
@@ -131,6 +132,8 @@ def _info(store: Store, case_id: str) -> StoredCase:
 
 
 def _mapped(path: Path) -> Any:
+    import blosc2
+
     try:
         return blosc2.open(str(path), mode="r", mmap_mode="r", dparams={"nthreads": 1})
     except (FileNotFoundError, RuntimeError) as error:
@@ -266,6 +269,8 @@ def write_array(path: Path, array: np.ndarray, in_slices: bool) -> None:
 
     Compressed in memory first, so that a full disk shows as an OSError from one plain write.
     """
+    import blosc2
+
     chunks, blocks = chunks_and_blocks(array.shape, array.dtype.itemsize, in_slices=in_slices)
     # Tried on MR, CT and labels: LZ4 writes five times faster than LZ4HC for a tenth more bytes, and reads
     # twice as fast as ZSTD; bits of labels are mostly constant, bits of noisy intensities are not.

@@ -18,7 +18,6 @@ from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Bool, Float
-from scipy.spatial import KDTree
 
 Mask = Bool[np.ndarray, "z y x"]
 DistancesMm = Float[np.ndarray, " _"]
@@ -121,6 +120,8 @@ def _directed(source: Mask, target: Mask, spacing: Sequence[float]) -> Distances
     distances = np.zeros(source.shape)
     apart = source & ~target
     if apart.any():
+        from scipy.spatial import KDTree  # slow to import, and not everyone who counts voxels measures distances
+
         tree = KDTree(np.argwhere(target) * np.asarray(spacing), balanced_tree=False, compact_nodes=False)
         distances[apart] = tree.query(np.argwhere(apart) * np.asarray(spacing))[0]
     return np.asarray(distances[source])

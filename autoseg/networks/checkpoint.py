@@ -133,8 +133,11 @@ def read_model(folder: Path) -> tuple[Segmenter, CheckpointInfo]:
     # No memory and no random draws for weights that are replaced at once.
     with torch.device("meta"):
         network = make_network(info.architecture, info.network, info.input_channels, len(info.outputs))
-    network.to_empty(device="cpu")
-    _assign(network, _parse(content, path), path)
+    weights = _parse(content, path)
+    _refuse_misfits(network, weights, path)
+    # Not `to_empty` first: on "meta" torch imports its symbolic shapes for it, most of a second.
+    network.load_state_dict({name: weights[name].to(value.dtype) for name, value in network.state_dict().items()},
+                            assign=True)
     return network.eval(), info
 
 
@@ -256,12 +259,16 @@ def _parse(content: bytes, path: Path) -> dict[str, Tensor]:
 
 def _assign(network: nn.Module, weights: Mapping[str, Tensor], path: Path) -> None:
     """Copy weights into a network, keeping its device and memory format; UserError where they do not fit."""
+    _refuse_misfits(network, weights, path)
+    with torch.no_grad():
+        for name, value in network.state_dict().items():
+            value.copy_(weights[name])
+
+
+def _refuse_misfits(network: nn.Module, weights: Mapping[str, Tensor], path: Path) -> None:
     if problems := misfits(network, weights):
         raise all_of(
             problems,
             f"{path} does not hold the weights of this network ({len(problems)} of its tensors differ):",
             "Use the model folder as `autoseg train` wrote it, or train anew.",
         )
-    with torch.no_grad():
-        for name, value in network.state_dict().items():
-            value.copy_(weights[name])

@@ -6,6 +6,7 @@ import time
 from pathlib import Path
 
 import pytest
+from tiny_models import model_info, write_fold, write_nifti
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -26,6 +27,20 @@ def test_help_needs_no_torch_and_little_time():
     assert done.returncode == 0, done.stderr
     assert all(command in done.stdout for command in ("plan", "pretrain-init", "train", "predict", "evaluate", "demo"))
     assert seconds < 3, "help takes 0.2 s on an idle machine"
+
+
+def test_a_prediction_waits_for_no_package_that_it_does_not_need(tmp_path):
+    write_fold(tmp_path / "run", model_info())
+    write_nifti(tmp_path / "images" / "case_0000.nii.gz")
+    code = ("import sys\n"
+            "sys.argv = ['autoseg', 'predict', '-i', 'images', '-o', 'masks', '--run', 'run', '--device', 'cpu']\n"
+            "from autoseg.__main__ import main\n"
+            "try:\n    main()\nexcept SystemExit as end:\n    assert not end.code, end.code\n"
+            "slow = {'sympy', 'blosc2', 'monai', 'matplotlib', 'scipy.spatial', 'transformers'}\n"
+            "assert not slow & set(sys.modules), slow & set(sys.modules)")
+    done = run("-c", code, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "masks" / "case.nii.gz").exists()
 
 
 @pytest.mark.parametrize("command", ["plan", "pretrain-init", "train", "predict", "evaluate", "demo"])
