@@ -1,6 +1,8 @@
 """`python -m autoseg` and the console script `autoseg`: run a command, turn its outcome into an exit status."""
 
+import atexit
 import contextlib
+import gc
 import os
 import sys
 import time
@@ -19,6 +21,9 @@ SPREAD_COMMANDS = ("train",)
 """What several processes can do together."""
 FIRST_SPEAKS_SECONDS = 5.0
 """So long another process than the first keeps its error to itself: where the first has it too, torchrun ends all."""
+
+atexit.register(gc.freeze)
+"""At its end the interpreter looks for cycles among all objects several times: with torch, most of a second."""
 
 
 def main() -> None:

@@ -11,6 +11,7 @@ from performance_data import first_cases
 from performance_setting import BIN
 
 CONFIGURATION = "3d_fullres"
+FOLDS = 5  # all with the same weights: seconds do not depend on them
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,7 @@ def make_model(source: Path, case_count: int, place: Path, width: int = 1, coars
     if not (place / "run" / "models").exists():
         plans = changed(plan_with_nnunet(source, place / "nnunet"), CONFIGURATION, width, coarser=coarser)
         network = random_network(plans, declared, CONFIGURATION, seed=0)
-        write_folds(place / "results", plans, declared, CONFIGURATION, [network])
+        write_folds(place / "results", plans, declared, CONFIGURATION, [network] * FOLDS)
         measure_command([str(BIN / "autoseg"), "import-nnunet", str(results), "--run", str(place / "run"), "--name",
                          "same"])
     planned = json.loads((results / "plans.json").read_text())["configurations"][CONFIGURATION]

@@ -8,7 +8,7 @@ windows take. Weights are random, so that masks are ragged: the hardest case for
 import json
 import shutil
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ import SimpleITK
 from measuring import measure_command
 from performance_data import HIPPOCAMPUS, ORGANS, NoData, dataset
 from performance_figures import OURS, THEIRS, Sample, alternate, as_sample
-from performance_models import CONFIGURATION, Model, make_model
+from performance_models import CONFIGURATION, FOLDS, Model, make_model
 from performance_setting import BIN, Setting, ask
 
 STAGES = ("read", "preprocess", "network", "decode", "write")
@@ -26,15 +26,19 @@ STAGES = ("read", "preprocess", "network", "decode", "write")
 
 @dataclass(frozen=True)
 class Network:
-    """How a dataset's network is made to end in minutes; `tta`: mirrored copies, as both programs have by default."""
+    """How a dataset's network is made to end in minutes; `tta`: mirrored copies, as both programs have by default.
+
+    five_folds : `balanced` is also compared with the mean of five folds, what nnU-Net gives by default.
+    """
 
     width: int
     coarser: float = 1.0
     tta: bool = True
     passes: int = 5
+    five_folds: bool = False
 
 
-NETWORKS = {HIPPOCAMPUS: Network(1), ORGANS: Network(8)}
+NETWORKS = {HIPPOCAMPUS: Network(1, five_folds=True), ORGANS: Network(8)}
 PHANTOM = Network(16, coarser=1.5, tta=False)
 """Where resampling and export shall dominate: a network of two features, without mirrored copies."""
 
@@ -76,25 +80,31 @@ def _rows(model: Model, network: Network, setting: Setting, rounds: int) -> Iter
         return
     balanced = alternate({OURS: lambda: predict_ours(model, setting, network.tta, "balanced")}, rounds)
     yield {"what": "predict --speed balanced", **balanced, THEIRS: whole[THEIRS]}
+    if network.five_folds:
+        yield {"what": "predict --speed balanced, against five folds", **alternate(
+            {OURS: lambda: predict_ours(model, setting, network.tta, "balanced", None),
+             THEIRS: lambda: predict_theirs(model, setting, network.tta, range(FOLDS))}, 1)}
 
 
-def predict_ours(model: Model, setting: Setting, tta: bool, speed: str = "exact") -> Sample:
-    """The command; `without_start`: its own seconds, from reading the weights on."""
+def predict_ours(
+    model: Model, setting: Setting, tta: bool, speed: str = "exact", fold: int | None = 0
+) -> Sample:
+    """The command; `without_start`: its own seconds, from reading the weights on. fold : None: what `speed` takes."""
     output = _emptied(setting.work / "masks" / OURS)
-    mirrored = [] if tta else ["--no-tta"]
+    options = [*([] if tta else ["--no-tta"]), *([] if fold is None else ["--folds", str(fold)])]
     measured = as_sample(measure_command(
         [str(BIN / "autoseg"), "predict", "--run", str(model.run), "--name", model.name, "--configuration",
-         CONFIGURATION, "--speed", speed, *mirrored, "--device", setting.device, "-i", str(model.images), "-o",
+         CONFIGURATION, "--speed", speed, *options, "--device", setting.device, "-i", str(model.images), "-o",
          str(output)], setting.environment, setting.limits))
     return {**measured, "without_start": json.loads((output / "run.json").read_text())["results"]["seconds"]}
 
 
-def predict_theirs(model: Model, setting: Setting, tta: bool) -> Sample:
+def predict_theirs(model: Model, setting: Setting, tta: bool, folds: Sequence[int] = (0,)) -> Sample:
     """The command."""
     output = _emptied(setting.work / "masks" / THEIRS)
     return as_sample(measure_command(
         [str(BIN / "nnUNetv2_predict_from_modelfolder"), "-i", str(model.images), "-o", str(output), "-m",
-         str(model.nnunet), "-f", "0", *([] if tta else ["--disable_tta"]), "-device", setting.device],
+         str(model.nnunet), "-f", *map(str, folds), *([] if tta else ["--disable_tta"]), "-device", setting.device],
         setting.environment, setting.limits))
 
 

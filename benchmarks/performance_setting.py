@@ -55,7 +55,7 @@ USUAL = Sizes(
     label_shape=(128, 128, 128))
 FULL = Sizes(
     plan={HIPPOCAMPUS: 3, ORGANS: 1, LARGE: 1}, train=(3, 4),
-    predict={HIPPOCAMPUS: 3, ORGANS: 1, MANY: 1, LARGE: 1}, predict_cases=4, startup=5,
+    predict={HIPPOCAMPUS: 2, ORGANS: 1, MANY: 1, LARGE: 1}, predict_cases=20, startup=5,
     volumes=((128, 128, 128), (200, 256, 256), (200, 512, 512), (400, 512, 512), (800, 512, 512)), volume_labels=24,
     label_counts=(2, 8, 24, 60, 117), label_shape=(200, 256, 256), speeds_minutes=20)
 

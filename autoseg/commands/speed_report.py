@@ -2,6 +2,7 @@
 
 import logging
 import math
+import shutil
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
@@ -38,6 +39,7 @@ from autoseg.schema import Scores
 LARGEST_SHARE = 0.5  # of exact prediction's seconds: more than this the measurement does not take …
 LEAST_SECONDS = 30.0  # … unless it is done within these
 FIRST_CASES = 1  # they tell how long a case takes
+MASKS_PREFIX = ".speeds-"  # of the folder of their masks
 
 logger = logging.getLogger("autoseg")
 
@@ -90,7 +92,9 @@ def _measure(
         name: level_settings(speed, device, precision.dtype) for name, speed in SPEEDS.items() if name != "exact"}
     seconds = dict.fromkeys(levels, 0.0)
     cases = _spread(exact.cases, FIRST_CASES)
-    with tempfile.TemporaryDirectory(prefix=".speeds-", dir=folder) as place:
+    for left in folder.glob(f"{MASKS_PREFIX}*"):  # by a training that was killed
+        shutil.rmtree(left, ignore_errors=True)
+    with tempfile.TemporaryDirectory(prefix=MASKS_PREFIX, dir=folder) as place:
         def predict(chosen: Sequence[Case]) -> None:
             for name, settings in levels.items():
                 begin = time.perf_counter()

@@ -34,7 +34,7 @@ def writing_probabilities(
         path.parent.mkdir(parents=True, exist_ok=True)
         with TemporaryDirectory(prefix=".writing-", dir=path.parent) as folder:
             shape = (channel_count, *like.grid.shape)
-            array = reserved_array(Path(folder) / "values", shape)
+            array = reserved_array(Path(folder), shape)
             yield array
             write_channels(array, like.grid, like.header, Path(folder) / path.name)
             del array

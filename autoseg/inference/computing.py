@@ -65,7 +65,7 @@ class CaseComputation:
     ----------
     windows : `windows(info)` says how a model's windows are computed.
     advance : `advance(model, done, total)` is called after every batch of them.
-    folder : where logits lie that are larger than `LOGITS_SHARE` of the memory that is free; None: never on disk.
+    folder : on its disk lie logits that are larger than `LOGITS_SHARE` of the memory that is free; None: never there.
     """
 
     def __init__(self, prepared: Prepared, windows: Windows, advance: Advance, folder: Path | None = None) -> None:
@@ -135,11 +135,10 @@ class CaseComputation:
             return np.empty(shape, np.float32)
         logger.info("the logits of %s take %.1f GiB of the %.1f GiB of memory that are free: they go to the disk",
                     described(info), size / 2**30, free / 2**30)
-        path = self._folder / f"logits_{len(self._parts)}"
         try:
-            return reserved_array(path, shape)
+            return reserved_array(self._folder, shape)
         except OSError as error:
-            raise storage_error(error, path) from error
+            raise storage_error(error, self._folder) from error
 
 
 def with_previous(

@@ -14,7 +14,9 @@ from autoseg.records import content_hash
 from autoseg.schema import CHECKPOINTED, CheckpointInfo
 
 PROBE_SECONDS = 1.6  # no new round begins after this long
-PROBE_VOXELS = 48**3  # of the probe's window: convolutions dominate, and a slow CPU is done within the time
+PROBE_VOXELS = 48**3  # of the probe's first window
+ENOUGH_SECONDS = 0.1  # of a pass: a shorter one says little about a patch that does not fit in the caches
+CLEAR = 1.25  # times faster: no further round is needed
 MOST_ROUNDS = 6
 FEWEST_DEEPEST = 2  # voxels
 
@@ -56,19 +58,21 @@ def _seconds_of(network: nn.Module, info: CheckpointInfo) -> tuple[float, float]
     kind = content_hash([info.architecture, info.network.model_dump(mode="json"), info.input_channels,
                          len(info.outputs), torch.get_num_threads()])
     if kind not in _measured:
-        _measured[kind] = _time_window(network, (1, info.input_channels, *probe_window(info)))
+        _measured[kind] = _time_window(network, [(1, info.input_channels, *window) for window in probe_windows(info)])
     return _measured[kind]
 
 
-def probe_window(info: CheckpointInfo) -> tuple[int, ...]:
-    """The patch; of a network that takes others too, its longest axes halved until small.
+def probe_windows(info: CheckpointInfo) -> list[tuple[int, ...]]:
+    """The patch; of a network that takes others too, before it the patch with its longest axes halved until small.
 
-    An axis stays a multiple of the product of its strides, and the deepest features keep two voxels: torch's instance
-    normalization refuses a single one (`autoseg.networks.normalization` takes it on a CPU, and returns its bias).
+    The smallest is the first. An axis stays a multiple of the product of its strides, and the deepest features keep two
+    voxels: torch's instance normalization refuses a single one (`autoseg.networks.normalization` takes it on a CPU, and
+    returns its bias).
     """
     window = list(info.network.patch_shape)
+    windows = [tuple(window)]
     if info.architecture not in CHECKPOINTED:  # position embeddings belong to one shape
-        return tuple(window)
+        return windows
     least = [math.prod(axis) for axis in zip(*info.network.topology.strides, strict=True)]
     while math.prod(window) > PROBE_VOXELS and math.prod(window) >= 2 * FEWEST_DEEPEST * math.prod(least):
         can = [axis for axis, length in enumerate(window) if length // 2 % least[axis] == 0 and length % 2 == 0]
@@ -76,24 +80,35 @@ def probe_window(info: CheckpointInfo) -> tuple[int, ...]:
             break
         longest = max(can, key=lambda axis: window[axis])
         window[longest] //= 2
-    return tuple(window)
+        windows.insert(0, tuple(window))
+    return windows
 
 
 @torch.inference_mode()
-def _time_window(network: nn.Module, shape: tuple[int, ...]) -> tuple[float, float]:
-    """The shortest forward pass in float32 and in bfloat16; the first of each, which builds kernels, is not counted.
+def _time_window(network: nn.Module, shapes: Sequence[tuple[int, ...]]) -> tuple[float, float]:
+    """The shortest forward pass in float32 and in bfloat16, in the first window that takes `ENOUGH_SECONDS`.
 
-    They are timed in turn, so that a machine that is busy for a while slows both. No round begins after
-    `PROBE_SECONDS`, but the first is made, and the last ended, however long they take.
+    The first pass of each precision, which builds kernels, is not counted. They are timed in turn, so that a machine
+    that is busy for a while slows both, until one is clearly faster. No round begins after `PROBE_SECONDS`, but the
+    first is made, and the last ended, however long they take.
     """
-    window = torch.zeros(shape)
-    times: tuple[list[float], list[float]] = ([], [])
     begin = time.perf_counter()
-    while len(times[0]) < MOST_ROUNDS and (not times[0] or time.perf_counter() - begin < PROBE_SECONDS):
-        for bfloat16 in (False, True):
-            start = time.perf_counter()
-            with torch.autocast("cpu", torch.bfloat16, enabled=bfloat16):
-                network(window)
-            times[bfloat16].append(time.perf_counter() - start)
-    single, half = (min(one[1:] or one) for one in times)
+    for shape in shapes:
+        window = torch.zeros(shape)
+        if _pass_seconds(network, window, False) >= ENOUGH_SECONDS:
+            break
+    _pass_seconds(network, window, True)
+    single = half = math.inf
+    for _ in range(MOST_ROUNDS):
+        single = min(single, _pass_seconds(network, window, False))
+        half = min(half, _pass_seconds(network, window, True))
+        if max(single, half) > CLEAR * min(single, half) or time.perf_counter() - begin >= PROBE_SECONDS:
+            break
     return single, half
+
+
+def _pass_seconds(network: nn.Module, window: torch.Tensor, bfloat16: bool) -> float:
+    start = time.perf_counter()
+    with torch.autocast("cpu", torch.bfloat16, enabled=bfloat16):
+        network(window)
+    return time.perf_counter() - start

@@ -8,7 +8,6 @@ from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import numpy as np
 import torch
@@ -276,13 +275,7 @@ def _compute(
         like, prepared = reading.result()
     with ExitStack() as stack:
         files = [_open_probabilities(case, to, like, predictor, stack) for to in predictor.destinations]
-        folder = None
-        if predictor.combines:
-            where = predictor.destinations[0].folder
-            try:
-                folder = Path(stack.enter_context(TemporaryDirectory(prefix=".logits-", dir=where)))
-            except OSError as error:
-                raise storage_error(error, where) from error
+        folder = predictor.destinations[0].folder if predictor.combines else None
         with _failing(case):
             computation = CaseComputation(prepared, windows, _advance(case, bar), folder)
             if predictor.combines:

@@ -291,6 +291,9 @@ def predicted(member: Member, cases: list[Case], tmp_path: Path) -> Predicted:
 def test_the_report_holds_what_scoring_the_levels_masks_gives(run, images, tmp_path):
     """Where the references are the level's own masks, it scores 1, and exact what it scores against them."""
     exact, _ = validated(run, images, tmp_path)
+    killed = fold_folder(run, "0") / ".speeds-killed" / "fast"
+    killed.mkdir(parents=True)
+    (killed / "case0.nii.gz").write_bytes(b"of a training that was killed here")
     figures = report_speeds(exact, fold_folder(run, "0"), CPU, {})
     report = read_record(SpeedReport, fold_folder(run, "0") / SPEEDS_NAME)
     cost = report.levels["balanced"]
@@ -302,7 +305,7 @@ def test_the_report_holds_what_scoring_the_levels_masks_gives(run, images, tmp_p
     assert set(report.levels) == {"balanced", "fast"}
     assert report.levels["fast"].dice < 1
     assert figures["balanced_dice_change"] == cost.dice_change and figures["speed_report_seconds"] is not None
-    assert not list(fold_folder(run, "0").glob(".speeds-*")), "masks of the measurement are removed"
+    assert not list(fold_folder(run, "0").glob(".speeds-*")), "masks of this and of a killed measurement are gone"
 
 
 def test_little_time_measures_some_cases_and_scales_exacts_seconds(run, images, tmp_path, monkeypatch):

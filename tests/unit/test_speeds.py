@@ -1,5 +1,6 @@
 """What the levels of `--speed` are, what a record of their cost says, and which fold and precision are taken."""
 
+import itertools
 import logging
 import math
 import statistics
@@ -19,7 +20,7 @@ from autoseg.data.dataset import Case
 from autoseg.evaluation.scoring import TWO_MM, summarize
 from autoseg.inference import precision
 from autoseg.inference.ensembling import Member
-from autoseg.inference.precision import MOST_ROUNDS, PROBE_VOXELS, fastest_precision, probe_window
+from autoseg.inference.precision import MOST_ROUNDS, PROBE_VOXELS, fastest_precision, probe_windows
 from autoseg.inference.prediction import PredictSettings
 from autoseg.inference.sliding_window import WindowSettings, lay_windows, mirrored_copies, predict_logits
 from autoseg.inference.speed_costs import (
@@ -276,19 +277,45 @@ def test_the_faster_precision_is_taken_and_measured_once(monkeypatch, seconds, e
     assert len(calls) == 2, "another network is measured by itself"
 
 
-def test_the_probe_times_both_and_ends(monkeypatch):
+def test_the_probe_times_both_in_turn_and_ends(monkeypatch):
     monkeypatch.setattr(precision, "PROBE_SECONDS", 60.0)
-    member = tiny_member()
-    seen = []
-    network = member.folds[0][0].eval()
+    monkeypatch.setattr(precision, "CLEAR", math.inf)
+    network, seen = tiny_member().folds[0][0].eval(), []
     network.register_forward_hook(lambda *_: seen.append(torch.is_autocast_enabled("cpu")))
-    single, half = precision._time_window(network, (1, 1, 16, 16, 16))
+    single, half = precision._time_window(network, [(1, 1, 16, 16, 16)])
     assert single > 0 and half > 0
-    assert seen == [False, True] * MOST_ROUNDS
+    assert seen == [False, True] * (1 + MOST_ROUNDS), "the first of each is not counted"
     monkeypatch.setattr(precision, "PROBE_SECONDS", 0.0)
     seen.clear()
-    precision._time_window(network, (1, 1, 16, 16, 16))
-    assert seen == [False, True], "a slow machine gets one round"
+    precision._time_window(network, [(1, 1, 16, 16, 16)])
+    assert seen == [False, True] * 2, "a slow machine gets one round"
+
+
+@pytest.mark.parametrize(("seconds", "rounds"), [((1.0, 0.7), 1), ((0.7, 1.0), 1), ((1.0, 0.9), MOST_ROUNDS)])
+def test_the_probe_ends_where_one_is_clearly_faster(monkeypatch, seconds, rounds):
+    calls = []
+    monkeypatch.setattr(precision, "_pass_seconds", lambda _, window, half: calls.append(half) or seconds[half])
+    assert precision._time_window(torch.nn.Identity(), [(1, 1, 4, 4)]) == seconds
+    assert calls == [False, True] * (1 + rounds)
+
+
+def test_the_probes_window_grows_until_a_pass_takes_long_enough(monkeypatch):
+    """Where it never does, the whole patch is timed."""
+    shapes, seen = [(1, 1, n, n) for n in (4, 8, 16, 32)], []
+
+    def taking(voxels_per_second):
+        def seconds(_, window, half):
+            seen.append((window.shape[-1], half))
+            return window.numel() / voxels_per_second / (2 if half else 1)
+
+        return seconds
+
+    for rate, timed in ((2000, 16), (1e9, 32), (100, 4)):
+        seen.clear()
+        monkeypatch.setattr(precision, "_pass_seconds", taking(rate))
+        precision._time_window(torch.nn.Identity(), shapes)
+        assert {size for size, half in seen if half} == {timed}
+        assert max(size for size, _ in seen) == timed
 
 
 @pytest.mark.parametrize("patch", [(128, 128, 128), (16, 320, 256), (40, 56, 40), (512, 512)])
@@ -298,10 +325,13 @@ def test_the_probes_window_is_small_where_the_network_allows_it(patch, architect
     axes = len(patch)
     topology = info.network.topology.model_copy(update={"strides": ((1,) * axes, (2,) * axes, (2,) * axes)})
     network = info.network.model_copy(update={"patch_shape": patch, "topology": topology})
-    window = probe_window(info.model_copy(update={"architecture": architecture, "network": network}))
+    windows = probe_windows(info.model_copy(update={"architecture": architecture, "network": network}))
+    assert windows[-1] == patch
     if architecture == "unetr":
-        assert window == patch
+        assert len(windows) == 1
         return
+    window = windows[0]
+    assert all(math.prod(one) * 2 == math.prod(other) for one, other in itertools.pairwise(windows))
     assert math.prod(window) <= PROBE_VOXELS or all(length // 2 % 4 for length in window)
     assert math.prod(window) >= 2 * 4**axes
     assert all(length % 4 == 0 and length <= whole for length, whole in zip(window, patch, strict=True))
@@ -315,7 +345,7 @@ def test_the_probes_window_never_leaves_a_single_voxel_at_the_bottom():
     info = model_info()
     info = info.model_copy(
         update={"network": info.network.model_copy(update={"patch_shape": (128, 128, 256), "topology": topology})})
-    window = probe_window(info)
+    window = probe_windows(info)[0]
     network = build_network(info.architecture, info.network, info.input_channels, len(info.outputs)).eval()
     deepest = []
     network.encoder.register_forward_hook(lambda module, _, outputs: deepest.append(outputs[-1]))
