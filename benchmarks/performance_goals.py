@@ -74,6 +74,8 @@ GOALS = (
     Goal("predict, peak memory of nnunetv2 over ours, 117 labels", "predict",
          lambda row: _is(row, "predict") and is_phantom(row, many=True), times_of("peak_mib"),
          {"cpu": 4, "cuda": None}),
+    Goal("predict, peak memory of nnunetv2 over ours, 117 labels, the network as planned", "predict",
+         lambda row: _is(row, "predict (network as planned)"), times_of("peak_mib"), {"cpu": 4, "cuda": None}),
     Goal("predict `balanced`, one fold in both", "predict",
          lambda row: _is(row, "predict --speed balanced") and row["tta"], times_of("seconds"), {"cpu": 10, "cuda": 20}),
     Goal("predict `balanced`, one of five folds against the mean of all", "predict",

@@ -41,6 +41,8 @@ class Network:
 NETWORKS = {HIPPOCAMPUS: Network(1, five_folds=True), ORGANS: Network(8)}
 PHANTOM = Network(16, coarser=1.5, tta=False)
 """Where resampling and export shall dominate: a network of two features, without mirrored copies."""
+WHOLE = Network(1, coarser=1.5, tta=False)
+"""As planned, for the memory: features take more of it than logits where there are few classes."""
 
 
 def measure_predict(setting: Setting) -> Iterator[dict[str, Any]]:
@@ -59,6 +61,17 @@ def measure_predict(setting: Setting) -> Iterator[dict[str, Any]]:
         common = {"data": name, "cases": len(model.cases), "tta": network.tta, **model.facts}
         for row in _rows(model, network, setting, setting.times(rounds)):
             yield {**common, **row}
+    for name in setting.sizes.whole:
+        yield {"data": name, "what": "predict (network as planned)", **_whole(name, setting)}
+
+
+def _whole(name: str, setting: Setting) -> dict[str, Any]:
+    place = setting.work / "models" / f"{name}_whole"
+    model = make_model(dataset(name, setting.data, setting.work), 1, place, WHOLE.width, WHOLE.coarser)
+    print(f"  {name}: features {model.facts['features']}, without mirrored copies", flush=True)
+    found = alternate({OURS: lambda: predict_ours(model, setting, WHOLE.tta),
+                       THEIRS: lambda: predict_theirs(model, setting, WHOLE.tta)}, 1)
+    return {"cases": len(model.cases), "tta": WHOLE.tta, **model.facts, **found, "equal_voxels": _equal(model, setting)}
 
 
 def _rows(model: Model, network: Network, setting: Setting, rounds: int) -> Iterator[dict[str, Any]]:

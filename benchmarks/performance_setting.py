@@ -3,7 +3,7 @@
 import json
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,9 @@ class Sizes:
 
     train : rounds, and steps per round of each side; half as many warm up. train_cases : of Hippocampus; of fewer than
         all, the plan's batch is smaller.
-    predict_cases : images per round of Hippocampus. speeds_minutes : of the training that `--speed` is judged by.
+    predict_cases : images per round of Hippocampus. whole : datasets that are also predicted, once and without mirrored
+        copies, with the network as planned: what that takes in memory. speeds_minutes : of the training that `--speed`
+        is judged by.
     volumes : decoded at `volume_labels` labels; label_counts : decoded in `label_shape`.
     """
 
@@ -33,6 +35,7 @@ class Sizes:
     train_cases: int | None = None
     predict: Mapping[str, int]
     predict_cases: int
+    whole: Sequence[str] = ()
     startup: int
     volumes: tuple[tuple[int, int, int], ...]
     volume_labels: int
@@ -55,7 +58,7 @@ USUAL = Sizes(
     label_shape=(128, 128, 128))
 FULL = Sizes(
     plan={HIPPOCAMPUS: 3, ORGANS: 1, LARGE: 1}, train=(3, 4),
-    predict={HIPPOCAMPUS: 2, ORGANS: 1, MANY: 1, LARGE: 1}, predict_cases=20, startup=5,
+    predict={HIPPOCAMPUS: 2, ORGANS: 1, MANY: 1, LARGE: 1}, predict_cases=20, whole=(MANY,), startup=5,
     volumes=((128, 128, 128), (200, 256, 256), (200, 512, 512), (400, 512, 512), (800, 512, 512)), volume_labels=24,
     label_counts=(2, 8, 24, 60, 117), label_shape=(200, 256, 256), speeds_minutes=20)
 
