@@ -22,8 +22,8 @@ SPREAD_COMMANDS = ("train",)
 FIRST_SPEAKS_SECONDS = 5.0
 """So long another process than the first keeps its error to itself: where the first has it too, torchrun ends all."""
 
+# At its end the interpreter looks for cycles among all objects, several times: with torch, most of a second.
 atexit.register(gc.freeze)
-"""At its end the interpreter looks for cycles among all objects several times: with torch, most of a second."""
 
 
 def main() -> None:

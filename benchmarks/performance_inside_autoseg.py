@@ -37,6 +37,7 @@ def stages(task: Task) -> dict[str, Any]:
     from autoseg.data.volume import read_image, write_labels
     from autoseg.inference.computing import window_settings
     from autoseg.inference.ensembling import Member, make_ensemble
+    from autoseg.inference.joint_head import summed_map
     from autoseg.inference.windows import lay_windows
     from autoseg.networks.checkpoint import read_model
 
@@ -59,9 +60,9 @@ def stages(task: Task) -> dict[str, Any]:
         passes += len(grid.corners) * copies
     patch = info.network.patch_shape
     batch = max(1, settings.batch_voxels // math.prod(patch))
-    window = torch.randn(batch, info.input_channels, *patch, device=device)
+    window, compute = torch.randn(batch, info.input_channels, *patch, device=device), summed_map(ensemble.members[0][0])
     with torch.inference_mode(), torch.autocast(device.type, settings.precision, settings.precision != torch.float32):
-        seconds = pass_seconds(lambda: ensemble.members[0][0](window), device, task["passes"])
+        seconds = pass_seconds(lambda: compute(window), device, task["passes"])
     return {**watch.seconds, "passes": passes, "ceiling": passes / batch * seconds, **gpu_peak(device)}
 
 

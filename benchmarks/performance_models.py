@@ -49,7 +49,7 @@ def make_model(source: Path, case_count: int, place: Path, width: int = 1, coars
     shown = first_cases(source, case_count, place / f"first_{case_count}")
     declared = json.loads((source / "dataset.json").read_text())
     results = place / "results" / f"nnUNetTrainer__nnUNetPlans__{CONFIGURATION}"
-    if not (place / "run" / "models").exists():
+    if not (place / "run" / "models" / "same" / CONFIGURATION / f"fold_{FOLDS - 1}").exists():
         plans = changed(plan_with_nnunet(source, place / "nnunet"), CONFIGURATION, width, coarser=coarser)
         network = random_network(plans, declared, CONFIGURATION, seed=0)
         write_folds(place / "results", plans, declared, CONFIGURATION, [network] * FOLDS)

@@ -10,7 +10,7 @@ import numpy as np
 
 
 def reserved_array(folder: Path, shape: Sequence[int]) -> np.memmap:
-    """A new float32 array of zeros, mapped from a file without a name on the disk of `folder`.
+    """A new float32 array of zeros, mapped from a file in `folder` that has no name there (on NFS a hidden one).
 
     Its space is free again as soon as nobody holds the array, also where the process is killed.
 

@@ -15,11 +15,10 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.functional import normalize
 
-from autoseg.networks.segmenter import FeatureMaps, Segmenter
+from autoseg.networks.segmenter import HEAD_LAYERS, FeatureMaps, Segmenter
 
 HIDDEN = 64
 SLOPE = 0.01
-CONVOLUTIONS = (nn.Conv2d, nn.Conv3d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 
 
 @dataclass(frozen=True)
@@ -79,7 +78,7 @@ def head_shapes(network: Segmenter) -> dict[str, HeadShape]:
         f"{head}.{inner}" if inner else head: HeadShape(layer.in_channels, layer.weight.dim() - 2, layer.transposed)
         for head in network.task_heads()
         for inner, layer in network.get_submodule(head).named_modules()
-        if isinstance(layer, CONVOLUTIONS)
+        if isinstance(layer, HEAD_LAYERS)
     }
 
 

@@ -90,7 +90,7 @@ class RollingMean:
             self._weight[self._where(corner)] += self._importance.cpu()
 
     @torch.inference_mode()
-    def finished(self, stop: int) -> "Finished":
+    def finished(self, stop: int) -> Finished:
         """The planes before `stop` that are not forgotten.
 
         `stop` : a plane of the padded image that no window to come reaches below.

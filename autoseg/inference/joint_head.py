@@ -5,7 +5,7 @@ mean of the logits M f + b is M mean(f) + b. With more classes than features, su
 logits, and do not grow with the number of classes.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from autoseg.networks.segmenter import Segmenter
 
-PLANES = 12  # of logits made at a time: what a slab of the decoder takes
+PLANES = 12  # of logits made at a time: as many slices as the CPU's decoder takes for a slab
 LOGITS_BYTES = 1 << 28  # of these planes; fewer planes where all would take more
 
 
@@ -39,24 +39,29 @@ class JointHead:
         """Features of all networks together."""
         return self.matrix.shape[1]
 
-    @torch.inference_mode()
-    def __call__(self, features: Float[Tensor, "channel z y x"]) -> Float[Tensor, "class z y x"]:
-        """Logits, where the features are."""
-        _, *shape = features.shape
-        offset, matrix = self.offset.to(features.device)[:, None], self.matrix.to(features.device)
-        return torch.addmm(offset, matrix, features.reshape(len(features), -1)).view(-1, *shape)
-
-    def in_pieces(
-        self, first: int, features: Float[Tensor, "channel z y x"]
-    ) -> Iterator[tuple[int, Float[Tensor, "class z y x"]]]:
-        """(plane, logits from there on) of features from plane `first` on, a few planes at a time."""
-        step = self.planes(features[0, 0].numel())
-        for start in range(0, features.shape[1], step):
-            yield first + start, self(features[:, start : start + step])
+    @property
+    def widest(self) -> int:
+        """Features of the network that has most."""
+        return max(stop - start for start, stop in zip(self.starts, (*self.starts[1:], self.channels), strict=True))
 
     def planes(self, voxels: int) -> int:
         """How many planes of so many voxels are made at a time."""
         return max(1, min(PLANES, LOGITS_BYTES // (4 * len(self.matrix) * voxels)))
+
+    @torch.inference_mode()
+    def __call__(
+        self, features: Float[Tensor, "channel z y x"], room: Tensor | None = None
+    ) -> Float[Tensor, "class z y x"]:
+        """Logits, where the features are.
+
+        room : values on that device, at least as many as there are logits: these are written there.
+        """
+        _, *shape = features.shape
+        offset, matrix = self.offset.to(features.device)[:, None], self.matrix.to(features.device)
+        flat = features.reshape(len(features), -1)
+        size = len(matrix) * flat.shape[1]
+        out = flat.new_empty(size) if room is None else room[:size]
+        return torch.addmm(offset, matrix, flat, out=out.view(len(matrix), -1)).view(-1, *shape)
 
 
 def joint_head(networks: Sequence[nn.Module]) -> JointHead | None:
@@ -74,3 +79,9 @@ def joint_head(networks: Sequence[nn.Module]) -> JointHead | None:
     starts = tuple(sum(widths[:index]) for index in range(len(widths)))
     matrix = torch.cat([matrix for matrix, _ in maps], dim=1) / len(maps)
     return JointHead(segmenters, starts, matrix, torch.stack([offset for _, offset in maps]).mean(dim=0))
+
+
+def summed_map(network: nn.Module) -> Callable[[Tensor], Tensor]:
+    """What a prediction by this network alone computes of every window: its logits, or its finest features."""
+    head = joint_head([network])
+    return network if head is None else head.networks[0].finest_features

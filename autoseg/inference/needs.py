@@ -45,17 +45,19 @@ def stream_bytes(
 ) -> int:
     """Host memory for the sums of one row of windows, one batch's logits or features, and the padded image.
 
-    mirrors : copies of each window; head : where features are summed; then a few planes of logits are there too.
+    mirrors : copies of each window. head : where features are summed; then a few planes of them and of logits are
+    there too.
     """
     patch = info.network.patch_shape
     grid = lay_windows(shape, patch, windows.overlap)
     batch = min(windows.windows_together(grid), mirrors * len(grid.corners))
     padded = grid.padded(shape)
     classes = len(info.outputs)
-    summed, planes = (classes, 0) if head is None else (head.channels, head.planes(math.prod(padded[1:])))
-    sums = FLOAT * summed * grid.depth(grid.rows(mirrors, batch)) * math.prod(padded[1:])
-    pieces = FLOAT * classes * planes * math.prod(padded[1:])
+    depth, plane = grid.depth(grid.rows(mirrors, batch)), math.prod(padded[1:])
+    summed, window = (classes, classes) if head is None else (head.channels, head.widest)
+    sums = FLOAT * summed * depth * plane
+    pieces = 0 if head is None else FLOAT * (classes + summed) * min(head.planes(plane), depth) * plane
     image = FLOAT * info.input_channels * math.prod(padded) if padded != tuple(shape) else 0
     if windows.device.type == "cuda":
         return image + (0 if sums_fit(windows.device, sums) else sums + pieces)
-    return image + sums + pieces + FLOAT * min(summed, classes) * batch * math.prod(grid.shape)
+    return image + sums + pieces + FLOAT * window * batch * math.prod(grid.shape)

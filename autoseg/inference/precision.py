@@ -3,13 +3,14 @@
 import logging
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from autoseg.inference.ensembling import Member, make_ensembles
+from autoseg.inference.joint_head import summed_map
 from autoseg.records import content_hash
 from autoseg.schema import CHECKPOINTED, CheckpointInfo
 
@@ -42,7 +43,7 @@ def fastest_precision(members: Sequence[Member], device: torch.device) -> Precis
     """The precision in which all these models together are fastest on a device.
 
     CPU: bfloat16 where one window through each kind of network is faster in it than in float32, measured once per kind
-    in a process (`probe_window`, `_time_window`). Elsewhere: that of exact prediction (CUDA: float16).
+    in a process (`probe_windows`, `_time_window`). Elsewhere: that of exact prediction (CUDA: float16).
     """
     if device.type != "cpu":
         return Precision(None, f"no other is tried on {device.type}")
@@ -58,7 +59,8 @@ def _seconds_of(network: nn.Module, info: CheckpointInfo) -> tuple[float, float]
     kind = content_hash([info.architecture, info.network.model_dump(mode="json"), info.input_channels,
                          len(info.outputs), torch.get_num_threads()])
     if kind not in _measured:
-        _measured[kind] = _time_window(network, [(1, info.input_channels, *window) for window in probe_windows(info)])
+        _measured[kind] = _time_window(summed_map(network),
+                                       [(1, info.input_channels, *window) for window in probe_windows(info)])
     return _measured[kind]
 
 
@@ -85,30 +87,36 @@ def probe_windows(info: CheckpointInfo) -> list[tuple[int, ...]]:
 
 
 @torch.inference_mode()
-def _time_window(network: nn.Module, shapes: Sequence[tuple[int, ...]]) -> tuple[float, float]:
-    """The shortest forward pass in float32 and in bfloat16, in the first window that takes `ENOUGH_SECONDS`.
+def _time_window(compute: Callable[[Tensor], object], shapes: Sequence[tuple[int, ...]]) -> tuple[float, float]:
+    """The shortest pass in float32 and in bfloat16, of the first window that takes `ENOUGH_SECONDS` in float32.
 
-    The first pass of each precision, which builds kernels, is not counted. They are timed in turn, so that a machine
-    that is busy for a while slows both, until one is clearly faster. No round begins after `PROBE_SECONDS`, but the
-    first is made, and the last ended, however long they take.
+    Of every window the first pass in a precision, which builds kernels, is not counted. They are timed in turn, so that
+    a machine that is busy for a while slows both, until one is clearly faster in two passes each. No pass begins after
+    `PROBE_SECONDS` but those that make one of each.
     """
     begin = time.perf_counter()
+
+    def has_time() -> bool:
+        return time.perf_counter() - begin < PROBE_SECONDS
+
     for shape in shapes:
         window = torch.zeros(shape)
-        if _pass_seconds(network, window, False) >= ENOUGH_SECONDS:
+        _pass_seconds(compute, window, False)
+        single = [_pass_seconds(compute, window, False)]
+        if single[0] >= ENOUGH_SECONDS or not has_time():
             break
-    _pass_seconds(network, window, True)
-    single = half = math.inf
-    for _ in range(MOST_ROUNDS):
-        single = min(single, _pass_seconds(network, window, False))
-        half = min(half, _pass_seconds(network, window, True))
-        if max(single, half) > CLEAR * min(single, half) or time.perf_counter() - begin >= PROBE_SECONDS:
+    _pass_seconds(compute, window, True)
+    half = [_pass_seconds(compute, window, True)]
+    while len(half) < MOST_ROUNDS and has_time():
+        single.append(_pass_seconds(compute, window, False))
+        half.append(_pass_seconds(compute, window, True))
+        if max(min(single), min(half)) > CLEAR * min(*single, *half):
             break
-    return single, half
+    return min(single), min(half)
 
 
-def _pass_seconds(network: nn.Module, window: torch.Tensor, bfloat16: bool) -> float:
+def _pass_seconds(compute: Callable[[Tensor], object], window: Tensor, bfloat16: bool) -> float:
     start = time.perf_counter()
     with torch.autocast("cpu", torch.bfloat16, enabled=bfloat16):
-        network(window)
+        compute(window)
     return time.perf_counter() - start

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from autoseg.inference.accumulating import Finished, RollingMean
-from autoseg.inference.joint_head import joint_head
+from autoseg.inference.joint_head import JointHead, joint_head
 from autoseg.inference.windows import WindowGrid, lay_windows
 
 logger = logging.getLogger("autoseg")
@@ -35,8 +35,8 @@ class WindowSettings:
     Attributes
     ----------
     device : where the network runs (the network must be there already).
-    precision : float32 is exact; float16 or bfloat16 switch autocast on for the forward passes. Logits are
-        accumulated in float32 always.
+    precision : float32 is exact; float16 or bfloat16 switch autocast on for the forward passes. Logits or features
+        are accumulated in float32 always.
     overlap : windows overlap their neighbors by at least this fraction of the patch; nnU-Net takes 0.5.
     batch_voxels : windows and their mirrored copies are computed together until a batch holds so many voxels
         (at least one window).
@@ -73,7 +73,8 @@ def predict_logits(
 
     Parameters
     ----------
-    network : (batch, channel, *patch) to logits (batch, class, *patch); in evaluation mode, on the device.
+    network : (batch, channel, *patch) to logits (batch, class, *patch); in evaluation mode, on the device. Of a
+        `Segmenter` with more classes than features `finest_features` is called instead; the head sees their mean.
     image : prepared image in plan order (z, y, x).
     patch_shape : 3 lengths, or 2 for a network that sees slices (then every slice has its own windows).
     mirror_axes : positions in the patch that may be mirrored; all 2^n subsets are averaged. Empty: none.
@@ -125,7 +126,7 @@ def stream_logits(
     Raises
     ------
     torch.OutOfMemoryError : one window at a time, with sums in host memory, is still too much: its forward pass, or
-        mirroring its logits back and weighting them.
+        mirroring its map back and weighting it.
     """
     grid = lay_windows(tuple(image.shape[1:]), patch_shape, settings.overlap)
     axes = [[axis + 3 - len(patch_shape) for axis in mirrored] for _, mirrored in members]
@@ -180,6 +181,7 @@ class _Loop:
     ) -> None:  # fmt: skip
         networks = [network for network, _ in members]
         self._head = head = joint_head(networks)
+        self._room: Tensor | None = None  # for the logits of a few planes
         self._networks = []
         for index, (network, own) in enumerate(zip(networks, axes, strict=True)):
             subsets = [subset for n in range(len(own) + 1) for subset in itertools.combinations(own, n)]
@@ -217,12 +219,27 @@ class _Loop:
                 sums.forget(stop)
 
     def _pieces(self, finished: Finished) -> Iterator[Piece]:
-        first, planes = finished.first, finished.planes
-        for start, logits in [(first, planes)] if self._head is None else self._head.in_pieces(first, planes):
+        depth, plane = finished.planes.shape[1], finished.planes[0, 0].numel()
+        step = depth if self._head is None else self._head.planes(plane)
+        for start in range(0, depth, step):
+            planes = finished.planes[:, start : start + step]
+            logits = planes if self._head is None else self._apply(self._head, planes, step * plane)
             if finished.unreached is not None:
-                own = slice(start - first, start - first + logits.shape[1])
-                _fill(logits, finished.unreached[own], self._settings.constant_logits)
-            yield start, logits
+                _fill(logits, finished.unreached[start : start + step], self._settings.constant_logits)
+            yield finished.first + start, logits
+
+    def _apply(self, head: JointHead, features: Tensor, voxels: int) -> Tensor:
+        """Logits of features, in memory that every piece uses again; `voxels` that the largest has."""
+        try:
+            if self._room is None or self._room.device != features.device:
+                self._room = features.new_empty(len(head.matrix) * voxels)
+            return head(features, self._room)
+        except RuntimeError as error:
+            if not is_out_of_memory(error) or features.device.type == "cpu":
+                raise
+        logger.info("the GPU's memory is too small for logits beside the sums: the last layer is applied on the host")
+        self._room = None
+        return self._apply(head, features.cpu(), voxels)
 
     @torch.inference_mode()  # not around the generator: it would hold for whoever takes the pieces
     def _compute(
@@ -280,7 +297,7 @@ class _Loop:
             self._batch = windows // 2
             logger.info("memory is too small for %d windows at a time: from here on %d", windows, self._batch)
         else:
-            logger.info("the GPU's memory is too small for a window beside the sums of logits: these move to the host")
+            logger.info("the GPU's memory is too small for a window beside the sums: these move to the host")
             sums.to_host()
         if self._settings.device.type == "cuda":
             torch.cuda.empty_cache()

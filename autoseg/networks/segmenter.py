@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from autoseg.errors import UserError
 
-CONVOLUTIONS = (nn.Conv2d, nn.Conv3d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+HEAD_LAYERS = (nn.Conv2d, nn.Conv3d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 
 
 @dataclass(frozen=True)
@@ -103,9 +103,9 @@ class Segmenter(nn.Module):
     def head_map(self) -> tuple[Float[Tensor, "class channel"], Float[Tensor, " class"]]:
         """(M, b) of the finest head: the logits of a voxel are M @ its `finest_features` + b; float32, copies."""
         head = self.get_submodule(self.task_heads()[0])
-        (layer,) = (module for module in head.modules() if isinstance(module, CONVOLUTIONS))
+        (layer,) = (module for module in head.modules() if isinstance(module, HEAD_LAYERS))
         weight = layer.weight.detach().flatten(1)  # (class, feature): all lengths of the kernel are 1
-        if isinstance(layer, nn.ConvTranspose2d | nn.ConvTranspose3d):
+        if layer.transposed:
             weight = weight.T
         offset = torch.zeros(len(weight), device=weight.device) if layer.bias is None else layer.bias.detach()
         return weight.to(torch.float32, copy=True), offset.to(torch.float32, copy=True)

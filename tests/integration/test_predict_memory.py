@@ -113,6 +113,7 @@ def test_many_labels_are_predicted_from_sums_of_features(monkeypatch, tmp_path, 
     info = model_info(is_2d=is_2d, labels={"background": 0, **{f"organ {value}": value for value in range(1, 20)}})
     for fold in ("0", "1"):
         write_fold(tmp_path / "run", info.model_copy(update={"fold": fold}))
+    assert sliding_window.joint_head([members_of(tmp_path / "run")[0].folds[fold][0] for fold in (0, 1)]) is not None
     arrays = {}
     for name, head in (("features", sliding_window.joint_head), ("logits", lambda _: None)):
         monkeypatch.setattr(sliding_window, "joint_head", head)

@@ -47,5 +47,8 @@ def test_a_full_disk_is_an_error_before_anything_is_written(tmp_path, monkeypatc
     with pytest.raises(OSError, match="No space left"):
         reserved_array(tmp_path, (10,))
     assert not list(tmp_path.iterdir())
-    with pytest.raises(OSError):
+
+
+def test_an_absent_folder_is_an_error(tmp_path):
+    with pytest.raises(FileNotFoundError):
         reserved_array(tmp_path / "absent", (10,))

@@ -5,13 +5,16 @@ import math
 import weakref
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 import torch
+from tiny_models import model_info
 from torch import Tensor, nn
 
 from autoseg.guidance.alignment import tapped_level
 from autoseg.networks.builder import build_network, make_network
+from autoseg.networks.checkpoint import read_model, write_model
 from autoseg.networks.segmenter import FeatureMaps, Part, Segmenter
 from autoseg.planning.architectures import TOPOLOGIES, build_topology, pool_patch
 from autoseg.planning.optimizers import OPTIMIZERS
@@ -108,6 +111,24 @@ def test_the_finest_head_is_one_linear_map_of_the_finest_features(example: Examp
     torch.testing.assert_close(linear, logits, rtol=1e-5, atol=1e-5)
     matrix.zero_()
     assert network.head_map()[0].any()  # a copy
+
+
+@EVERY
+def test_a_network_that_is_read_has_all_its_tensors_and_trains(example: Example, tmp_path: Path) -> None:
+    """It is built without memory; every parameter and buffer must come from the file."""
+    network, image, plan = seeded(example), image_of(example), plan_of(example)
+    info = model_info(channels=2, is_2d=len(example.patch) == 2, architecture=example.architecture, network=plan)
+    write_model(tmp_path, network, info)
+    found, _ = read_model(tmp_path)
+    tensors = dict(itertools.chain(found.named_parameters(), found.named_buffers()))
+    assert {name: (value.dtype, value.device.type) for name, value in tensors.items()} == {
+        name: (value.dtype, "cpu") for name, value in itertools.chain(network.named_parameters(),
+                                                                     network.named_buffers())}
+    assert all(parameter.requires_grad for parameter in found.parameters())
+    with torch.no_grad():
+        assert torch.equal(found(image), network.eval()(image))
+        next(found.parameters()).add_(1)
+    assert torch.equal(read_model(tmp_path)[0](image), network(image)), "the file's weights are not shared"
 
 
 @EVERY

@@ -1,6 +1,5 @@
 """Laws of sums of features: with many classes they give the mean of the networks' logits, in the memory of few."""
 
-import itertools
 from dataclasses import replace
 
 import pytest
@@ -81,17 +80,78 @@ def test_features_are_summed_where_they_are_fewer_than_the_classes(monkeypatch, 
     assert (joint_head(networks) is not None) is by_features
 
 
-def test_sums_do_not_grow_with_the_classes_and_few_planes_of_logits_are_there_at_once(monkeypatch):
+def test_a_few_planes_of_logits_are_there_at_once_and_their_memory_is_used_again(monkeypatch):
     image, network = image_of(40, 16, 16), network_of(50)
-    pieces = [(first, logits.shape) for first, logits in stream_logits([(network, ())], image, (8, 8, 8), EXACT)]
-    assert all(shape[0] == 50 and shape[1] <= PLANES for _, shape in pieces)
-    assert [first for first, _ in pieces] == list(itertools.accumulate([shape[1] for _, shape in pieces[:-1]],
-                                                                       initial=0))
-    monkeypatch.setattr(joint, "LOGITS_BYTES", 3 * 4 * 50 * 16 * 16)
-    fewer = [logits.shape[1] for _, logits in stream_logits([(network, ())], image, (8, 8, 8), EXACT)]
-    assert max(fewer) == 3 and sum(fewer) == 40
+    expected = by_logits([(network, ())], image, (8, 8, 8), EXACT)
+
+    def streamed():
+        places, first = set(), 0
+        for start, logits in stream_logits([(network, ())], image, (8, 8, 8), EXACT):
+            assert start == first and len(logits) == 50
+            first += logits.shape[1]
+            torch.testing.assert_close(logits, expected[:, start:first], rtol=1e-4, atol=1e-4)
+            places.add(logits.data_ptr())
+            yield logits.shape[1]
+        assert first == 40 and len(places) == 1
+
+    assert max(streamed()) > 3
+    monkeypatch.setattr(joint, "PLANES", 3)
+    assert max(streamed()) == 3
+    monkeypatch.setattr(joint, "LOGITS_BYTES", 2 * 4 * 50 * 16 * 16)
+    assert max(streamed()) == 2
     monkeypatch.setattr(joint, "LOGITS_BYTES", 1)
-    assert {logits.shape[1] for _, logits in stream_logits([(network, ())], image, (8, 8, 8), EXACT)} == {1}
+    assert set(streamed()) == {1}
+
+
+@torch.inference_mode()
+def test_logits_come_where_the_features_are_and_only_so_many_are_written():
+    head, room = joint_head([network_of(20)]), torch.full((5000,), 7.0)
+    features = torch.randn(FEATURES, 2, 5, 6, generator=torch.Generator().manual_seed(0))
+    logits = head(features, room)
+    assert logits.data_ptr() == room.data_ptr() and (room[20 * 60 :] == 7).all()
+    assert torch.equal(logits, head(features))
+    expected = torch.einsum("kc,czyx->kzyx", head.matrix, features) + head.offset[:, None, None, None]
+    torch.testing.assert_close(logits, expected)
+
+
+def test_the_last_layer_moves_to_the_host_where_a_gpu_is_too_small(monkeypatch, caplog):
+    """Features say that they are on a GPU; the head fails there, and is applied to their copy on the host."""
+    members, image = [(network_of(20), ())], image_of(12, 8, 8)
+    expected, whole = ensemble_logits(members, image, (8, 8, 8), EXACT), sliding_window.JointHead.__call__
+
+    class OnGpu(torch.Tensor):
+        device = torch.device("cuda")
+
+        def cpu(self):
+            return self.as_subclass(torch.Tensor)
+
+    def short(self, features, room=None):
+        if isinstance(features, OnGpu):
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return whole(self, features, room)
+
+    finished = RollingMean.finished
+    monkeypatch.setattr(RollingMean, "finished", lambda self, stop: replace(
+        made := finished(self, stop), planes=made.planes.as_subclass(OnGpu)))
+    monkeypatch.setattr(sliding_window.JointHead, "__call__", short)
+    with caplog.at_level("INFO", "autoseg"):
+        torch.testing.assert_close(ensemble_logits(members, image, (8, 8, 8), EXACT), expected)
+    assert "applied on the host" in caplog.text
+
+
+def test_sums_of_features_move_to_the_host_as_they_are(monkeypatch):
+    members, image = [(network_of(20), (0,)), (network_of(20, seed=1), ())], image_of(20, 8, 8)
+    expected, whole, calls = ensemble_logits(members, image, (8, 8, 8), EXACT), RollingMean.adding, []
+
+    def moving(self, *arguments):
+        calls.append(arguments)
+        if len(calls) == 4:
+            self.to_host()
+        return whole(self, *arguments)
+
+    monkeypatch.setattr(RollingMean, "adding", moving)
+    torch.testing.assert_close(ensemble_logits(members, image, (8, 8, 8), EXACT), expected, rtol=1e-4, atol=1e-4)
+    assert len(calls) > 4
 
 
 def test_half_precision_leaves_the_head_in_single():
@@ -99,6 +159,7 @@ def test_half_precision_leaves_the_head_in_single():
     how = replace(EXACT, precision=torch.bfloat16)
     half, single = (ensemble_logits([(network, (0,))], image, (8, 8, 8), one) for one in (how, EXACT))
     assert half.dtype == torch.float32 and not torch.equal(half, single)
+    assert not torch.equal(half, half.bfloat16().float())
     torch.testing.assert_close(half, single, rtol=0.1, atol=0.1)
 
 
@@ -129,14 +190,24 @@ def test_memory_that_runs_out_between_windows_changes_no_feature(monkeypatch):
     torch.testing.assert_close(ensemble_logits(members, image, (8, 8, 8), how), expected, rtol=1e-4, atol=1e-4)
 
 
-def test_what_a_case_needs_hardly_grows_with_the_classes():
+def test_what_a_case_needs_is_sums_of_features_and_a_few_planes_of_logits():
     shape, plane = (64, 64, 64), 64 * 64
     grid, window = sliding_window.lay_windows(shape, (16, 16, 16), 0.5), 16**3
+    depth = grid.depth(grid.rows(1, 1))
     for classes in (20, 200):
         info = model_info(labels={str(index): index for index in range(classes)})
-        network = build_network(info.architecture, info.network, 1, classes)
-        features = network.head_map()[0].shape[1]
-        needed = needs.stream_bytes(info, shape, EXACT, 1, joint_head([network]))
-        depth = grid.depth(grid.rows(1, 1))
-        assert needed == 4 * (features * (depth * plane + window) + classes * PLANES * plane)
+        networks = [build_network(info.architecture, info.network, 1, classes) for _ in range(2)]
+        features = networks[0].head_map()[0].shape[1]
+        for count in (1, 2):
+            needed = needs.stream_bytes(info, shape, EXACT, 1, joint_head(networks[:count]))
+            summed = count * features
+            assert needed == 4 * (summed * depth * plane + features * window + (classes + summed) * PLANES * plane)
         assert needs.stream_bytes(info, shape, EXACT, 1, None) == 4 * classes * (depth * plane + window)
+
+
+def test_a_network_alone_computes_features_where_these_are_summed():
+    many, few = network_of(20), network_of(3)
+    window = image_of(8, 8, 8)[None]
+    with torch.no_grad():
+        assert torch.equal(joint.summed_map(many)(window), many.finest_features(window))
+        assert torch.equal(joint.summed_map(few)(window), few(window))

@@ -284,38 +284,48 @@ def test_the_probe_times_both_in_turn_and_ends(monkeypatch):
     network.register_forward_hook(lambda *_: seen.append(torch.is_autocast_enabled("cpu")))
     single, half = precision._time_window(network, [(1, 1, 16, 16, 16)])
     assert single > 0 and half > 0
-    assert seen == [False, True] * (1 + MOST_ROUNDS), "the first of each is not counted"
+    assert seen == [False, False, True, True] + [False, True] * (MOST_ROUNDS - 1), "the first of each is not counted"
     monkeypatch.setattr(precision, "PROBE_SECONDS", 0.0)
     seen.clear()
-    precision._time_window(network, [(1, 1, 16, 16, 16)])
-    assert seen == [False, True] * 2, "a slow machine gets one round"
+    precision._time_window(network, [(1, 1, 16, 16, 16), (1, 1, 32, 32, 32)])
+    assert seen == [False, False, True, True], "a slow machine gets one of each"
 
 
-@pytest.mark.parametrize(("seconds", "rounds"), [((1.0, 0.7), 1), ((0.7, 1.0), 1), ((1.0, 0.9), MOST_ROUNDS)])
-def test_the_probe_ends_where_one_is_clearly_faster(monkeypatch, seconds, rounds):
+def timed(monkeypatch, seconds):
+    """Passes take `seconds(window, half, number of this window in this precision)`; the list of them."""
     calls = []
-    monkeypatch.setattr(precision, "_pass_seconds", lambda _, window, half: calls.append(half) or seconds[half])
+
+    def taken(_, window, half):
+        calls.append((window.shape[-1], half))
+        return seconds(window, half, calls.count(calls[-1]) - 1)
+
+    monkeypatch.setattr(precision, "_pass_seconds", taken)
+    monkeypatch.setattr(precision, "PROBE_SECONDS", 60.0)
+    return calls
+
+
+@pytest.mark.parametrize(("seconds", "rounds"), [((1.0, 0.7), 2), ((0.7, 1.0), 2), ((1.0, 0.9), MOST_ROUNDS)])
+def test_the_probe_ends_where_one_is_clearly_faster(monkeypatch, seconds, rounds):
+    calls = timed(monkeypatch, lambda _, half, number: seconds[half] if number else 9.0)
     assert precision._time_window(torch.nn.Identity(), [(1, 1, 4, 4)]) == seconds
-    assert calls == [False, True] * (1 + rounds)
+    assert sum(half for _, half in calls) == rounds + 1
 
 
-def test_the_probes_window_grows_until_a_pass_takes_long_enough(monkeypatch):
-    """Where it never does, the whole patch is timed."""
-    shapes, seen = [(1, 1, n, n) for n in (4, 8, 16, 32)], []
+def test_one_pass_that_was_disturbed_decides_nothing(monkeypatch):
+    calls = timed(monkeypatch, lambda _, half, number: (1.3 if half else 1.0) * (2 if number == 1 and not half else 1))
+    assert precision._time_window(torch.nn.Identity(), [(1, 1, 4, 4)]) == (1.0, 1.3)
+    assert len(calls) == 6
 
-    def taking(voxels_per_second):
-        def seconds(_, window, half):
-            seen.append((window.shape[-1], half))
-            return window.numel() / voxels_per_second / (2 if half else 1)
 
-        return seconds
-
-    for rate, timed in ((2000, 16), (1e9, 32), (100, 4)):
-        seen.clear()
-        monkeypatch.setattr(precision, "_pass_seconds", taking(rate))
-        precision._time_window(torch.nn.Identity(), shapes)
-        assert {size for size, half in seen if half} == {timed}
-        assert max(size for size, _ in seen) == timed
+def test_the_probes_window_grows_until_a_warm_pass_takes_long_enough(monkeypatch):
+    """Where it never does, the whole patch is timed; the pass that builds kernels says nothing."""
+    shapes = [(1, 1, n, n) for n in (4, 8, 16, 32)]
+    for rate, size in ((2000, 16), (1e9, 32), (100, 4)):
+        calls = timed(monkeypatch, lambda window, half, number, rate=rate: (
+            window.numel() / rate / (2 if half else 1) + (5 if number == 0 else 0)))
+        assert precision._time_window(torch.nn.Identity(), shapes)[0] == size**2 / rate
+        assert {length for length, half in calls if half} == {size}
+        assert max(length for length, _ in calls) == size
 
 
 @pytest.mark.parametrize("patch", [(128, 128, 128), (16, 320, 256), (40, 56, 40), (512, 512)])
