@@ -43,8 +43,8 @@ def predict(  # noqa: PLR0913 (a command's options)
         ConfigurationName | None, Parameter(help="Needed where the model was trained in several.")
     ] = None,
     folds: Annotated[
-        str | None, Parameter(help="Comma-separated (0,1,…) or `all`; by default every trained fold, averaged; with a "
-                                         "faster --speed than `exact` one.")
+        str | None, Parameter(help="Comma-separated (0,1,…) or `all`; by default every trained fold of the "
+                                   "cross-validation, averaged; with a faster --speed than `exact` one.")
     ] = None,
     speed: Annotated[
         SpeedName,

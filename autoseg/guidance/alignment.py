@@ -26,6 +26,7 @@ FINEST_SHARE = 1 / 8
 """Features are taken from the finest decoder level that has at most this share of the patch's voxels: fine enough for
 small organs, cheap, and past what the finest level alone decides."""
 EPSILON = 1e-6
+GRAM_LABELS = 3  # fewer have no angles
 POOLING = {2: adaptive_avg_pool2d, 3: adaptive_avg_pool3d}
 
 
@@ -195,7 +196,7 @@ class RegionAlignment(nn.Module):
         Prototypes are averaged over the batch; they and the vectors are centered over the labels that the batch has,
         because angles about different centers cannot agree. Nothing projects them, so the angles that the words give
         are asked of the features themselves. (Inter-class structure as in TCSA-UDA, arXiv 2511.05782.)
-        0 with fewer than three labels in the batch: centered, two are opposite whatever they are.
+        0 with fewer than `GRAM_LABELS` labels in the batch: centered, two are opposite whatever they are.
         """
         with torch.autocast(regions.prototypes.device.type, enabled=False):
             valid = regions.valid[:, 1:].float()

@@ -12,7 +12,6 @@ from autoseg.inference.best import Best, Candidate, ChosenModel
 from autoseg.inference.pairs import pair_folder, predict_pairs, score_pair_fold
 from autoseg.inference.postprocessing import ReferencedMask, choose_postprocessing, dice_after
 from autoseg.inference.ranking import Comparison, Splits, Validated, candidate, ranked
-from autoseg.inference.trained import ALL_FOLD
 from autoseg.schema import Plan
 
 Members = tuple[Validated, ...]
@@ -77,7 +76,7 @@ def _best(  # noqa: PLR0913
 
 def _chosen(one: Validated) -> ChosenModel:
     """The model with all its folds, also those that were not compared: more networks are averaged."""
-    folds = tuple(fold for fold in one.model.folds if fold != ALL_FOLD)
+    folds = one.model.averaged
     return ChosenModel(name=one.name.name, configuration=one.name.configuration, folds=folds)
 
 

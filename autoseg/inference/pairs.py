@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 
 from autoseg.data.dataset import Case
+from autoseg.data.preprocessing import input_identity
 from autoseg.errors import all_of
 from autoseg.evaluation.pairing import FilePair
 from autoseg.evaluation.scoring import score_files
@@ -17,16 +18,20 @@ from autoseg.inference.trained import Reader
 from autoseg.labelling import Labelled
 from autoseg.networks.checkpoint import MODEL_NAME
 from autoseg.progress import ProgressBar, progress
-from autoseg.records import Record, read_record, storage_error, write_record
+from autoseg.records import Record, content_hash, read_record, storage_error, write_record
 from autoseg.schema import CheckpointInfo, Scores
 
 PAIRS_FOLDER, PAIR_NAME = "find_best", "pair.json"
 
 
 class PairRecord(Record):
-    """`pair.json` beside a pair's masks of one fold: the SHA-256 of every network's weights that made them."""
+    """`pair.json` beside a pair's masks of one fold: what they were made of.
+
+    `weights`: the SHA-256 of every network's; `cases`: the hash of every case's `input_identity`.
+    """
 
     weights: dict[str, str]
+    cases: dict[str, str] = {}
 
 
 @dataclass(frozen=True)
@@ -49,7 +54,8 @@ def pair_folder(run: Path, pair: Sequence[Validated], fold: str) -> Path:
 def predict_pairs(run: Path, comparison: Comparison, splits: Splits, ending: str, device: torch.device) -> None:
     """Predict every pair's validation masks that are not there yet; a model sees a case once for all its pairs.
 
-    Masks of other weights than today's are removed first. May be stopped and called again at any time.
+    Masks of other weights than today's, or of files that changed, are removed first. May be stopped and called again at
+    any time.
 
     Raises
     ------
@@ -85,14 +91,21 @@ def score_pair_fold(
 
 def _pair_fold(run: Path, pair: tuple[Validated, Validated], fold: str, cases: Sequence[Case], ending: str) -> PairFold:
     folder = pair_folder(run, pair, fold)
-    record = PairRecord(weights={name: sha for one in pair for name, sha in _weights(run, one, fold).items()})
+    record = PairRecord(weights={name: sha for one in pair for name, sha in _weights(run, one, fold).items()},
+                        cases={case.id: content_hash(input_identity(case)) for case in cases})
     path = folder / PAIR_NAME
+    kept = read_record(PairRecord, path) if path.is_file() else None
+    masks = {case.id: folder / f"{case.id}{ending}" for case in cases}
     try:
-        if folder.exists() and not (path.is_file() and read_record(PairRecord, path) == record):
+        if folder.exists() and (kept is None or kept.weights != record.weights):
             shutil.rmtree(folder)
+        elif kept is not None:
+            for case, identity in record.cases.items():
+                if kept.cases.get(case) != identity:
+                    masks[case].unlink(missing_ok=True)
     except OSError as error:
         raise storage_error(error, folder) from error
-    missing = tuple(case for case in cases if not (folder / f"{case.id}{ending}").is_file())
+    missing = tuple(case for case in cases if not masks[case.id].is_file())
     return PairFold(pair, fold, folder, missing, record)
 
 

@@ -1,5 +1,6 @@
 """Which trained models a run folder holds, which of them a user means, and their networks."""
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,6 +14,8 @@ from autoseg.schema import CheckpointInfo, PreviousStage
 
 FOLD_PREFIX = "fold_"
 ALL_FOLD = "all"
+
+logger = logging.getLogger("autoseg")
 
 
 @dataclass(frozen=True)
@@ -28,6 +31,11 @@ class TrainedModel:
     def run(self) -> Path:
         """The run folder."""
         return self.folder.parents[2]
+
+    @property
+    def averaged(self) -> tuple[str, ...]:
+        """The folds that are meant where none is named: those of the cross-validation, or else the one of all cases."""
+        return tuple(fold for fold in self.folds if fold != ALL_FOLD) or self.folds
 
     def fold_folder(self, fold: str) -> Path:
         """Where the weights of one fold are."""
@@ -75,16 +83,19 @@ def choose_model(run: Path, name: str | None, configuration: str | None) -> Trai
 
 
 def choose_folds(model: TrainedModel, folds: str | None) -> tuple[str, ...]:
-    """The folds in a comma-separated list; every finished one when it is None or `all`.
+    """The folds in a comma-separated list; those of the cross-validation that are finished when it is None or `all`.
 
-    Where a fold named `all` (trained on every case) is finished, `all` means that one, as for `train --fold all`.
+    A fold named `all` (trained on every case) is not one of them: where it is finished, `all` means that one, as for
+    `train --fold all`, and so does None where there is no other.
 
     Raises
     ------
     UserError : a fold that is not there, or an empty list.
     """
-    if folds is None or (folds == "all" and "all" not in model.folds):
-        return model.folds
+    if folds is None or (folds == ALL_FOLD and ALL_FOLD not in model.folds):
+        if len(model.averaged) < len(model.folds):
+            logger.info("fold %s, trained on every case, is left out; --folds %s takes it alone", ALL_FOLD, ALL_FOLD)
+        return model.averaged
     wanted = tuple(dict.fromkeys(fold.strip() for fold in folds.split(",") if fold.strip()))
     missing = [fold for fold in wanted if fold not in model.folds]
     if missing or not wanted:
@@ -105,7 +116,7 @@ class Reader:
     ) -> Member:
         """The networks of these folds and, of a cascade, of its previous stage in the same run folder.
 
-        previous_folds : of the previous stage; None: all that are finished. To validate a fold, only the same fold
+        previous_folds : of the previous stage; None: its `averaged`. To validate a fold, only the same fold
             may be taken: the others have seen its validation cases.
 
         Raises
@@ -117,7 +128,7 @@ class Reader:
         if needed is None:
             return Member(read)
         previous = find_previous(model, needed, previous_folds)
-        return Member(read, self.member(previous, previous_folds or previous.folds, previous_folds))
+        return Member(read, self.member(previous, previous_folds or previous.averaged, previous_folds))
 
     def _fold(self, folder: Path) -> tuple[nn.Module, CheckpointInfo]:
         if folder not in self._read:

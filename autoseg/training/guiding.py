@@ -10,7 +10,15 @@ import torch
 from jaxtyping import Float32
 from torch import Tensor, nn
 
-from autoseg.guidance.alignment import AlignmentSettings, RegionAlignment, Regions, occupancy, tapped_level
+from autoseg.errors import UserError
+from autoseg.guidance.alignment import (
+    GRAM_LABELS,
+    AlignmentSettings,
+    RegionAlignment,
+    Regions,
+    occupancy,
+    tapped_level,
+)
 from autoseg.guidance.banks import label_vectors, of_other_sentences, open_bank
 from autoseg.guidance.checking import read_prompts
 from autoseg.guidance.distractors import choose_distractors
@@ -53,10 +61,14 @@ def read_words(
 
     Raises
     ------
-    UserError : the bank is absent or was edited, a label is not in it, or its vectors cannot be arranged as asked.
+    UserError : the bank is absent or was edited, a label is not in it, its vectors cannot be arranged as asked, or the
+        route needs more labels.
     """
-    bank = open_bank(text_bank)
     labels = list(plan.foreground)
+    if settings.text_route == "gram" and len(labels) < GRAM_LABELS:
+        raise UserError(f"--text-route gram compares angles between at least {GRAM_LABELS} labels; this dataset has "
+                        f"{len(labels)} ({', '.join(labels)}).\nUse --text-route alignment or heads.")
+    bank = open_bank(text_bank)
     raw, matched = label_vectors(bank, labels, plan.name, plan.channel_names)
     if prompts is not None and prompts.exists():
         _say_unknown_sentences(bank, dict(zip(labels, matched, strict=True)), prompts)

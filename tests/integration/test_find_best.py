@@ -1,6 +1,7 @@
 """`autoseg find-best` over tiny models, and `predict` with what it chose."""
 
 import json
+import os
 import shutil
 import sys
 from dataclasses import dataclass
@@ -236,7 +237,7 @@ def test_a_cascade_is_compared_and_its_first_stage_computed_once(place, monkeypa
 
 
 # ---------------------------------------------------------------- resuming
-def test_pairs_are_kept_and_made_anew_only_for_other_weights(place, monkeypatch):
+def test_pairs_are_kept_and_made_anew_only_for_other_weights_or_images(place, monkeypatch):
     assert find_best(place) == 0
     whole, calls = pairs.predict_into, []
 
@@ -256,6 +257,11 @@ def test_pairs_are_kept_and_made_anew_only_for_other_weights(place, monkeypatch)
     place.validate("plain", "3d_fullres", "1")
     assert find_best(place) == 0
     assert calls[1:] == [["c"]]
+    (image,) = (place.dataset / "imagesTr").glob("a_0000*")
+    os.utime(image, ns=(1, 1))
+    assert find_best(place) == 0
+    assert calls[2:] == [["a"]], "its image was replaced; the other case of the fold is kept"
+    assert find_best(place) == 0 and len(calls) == 3
 
 
 # ---------------------------------------------------------------- what is left out, and bad input

@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import shutil
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,7 @@ from autoseg.data.dataset import Case, list_images
 from autoseg.errors import UserError
 from autoseg.inference import computing, prediction
 from autoseg.inference.prediction import PredictSettings, predict_cases
+from autoseg.inference.trained import choose_folds, choose_model
 from autoseg.networks.checkpoint import read_model, write_model
 
 
@@ -242,8 +244,17 @@ def test_folds_of_different_trainings(place, capsys):
     assert "fold 1: store" in capsys.readouterr().err
 
 
-def test_the_fold_named_all_is_a_fold(place):
+def test_the_fold_named_all_is_taken_where_it_is_asked_for_or_alone(place, caplog):
+    """It has seen every case, and nnU-Net does not average it with the folds of the cross-validation either."""
     write_fold(place.run, model_info(fold="all"))
+    model = choose_model(place.run, None, None)
+    assert model.folds == ("0", "all")
+    with caplog.at_level("INFO", "autoseg"):
+        assert choose_folds(model, None) == ("0",)
+    assert "fold all, trained on every case, is left out" in caplog.text
+    assert choose_folds(model, "all") == ("all",) and choose_folds(model, "0,all") == ("0", "all")
+    shutil.rmtree(model.fold_folder("0"))
+    assert choose_folds(choose_model(place.run, None, None), None) == ("all",)
     assert autoseg(place, "--folds", "all") == 0
 
 

@@ -101,6 +101,17 @@ def test_distractors_stand_where_words_are_candidates(
     assert words.vectors.shape[1] == words.distractors.shape[1]
 
 
+@pytest.mark.parametrize("names", [("liver",), ("liver", "spleen")])
+def test_angles_between_fewer_than_three_labels_say_nothing_and_are_refused(
+    tmp_path: Path, names: tuple[str, ...]
+) -> None:
+    bank = bank_at(tmp_path / "bank")
+    with pytest.raises(UserError, match=f"at least 3 labels; this dataset has {len(names)}"):
+        read_words(plan_with(*names), bank, guided(text_route="gram"), 3)
+    assert len(read_words(plan_with(*names), bank, guided(), 3).vectors) == len(names)
+    assert len(read_words(PLANNED, bank, guided(text_route="gram"), 3).vectors) == 3
+
+
 def test_shuffled_words_swap_the_sides_of_the_plan(tmp_path: Path) -> None:
     planned, bank = plan_with("left kidney", "right kidney", "liver", "spleen"), bank_at(tmp_path / "bank")
     assert planned.sided_labels == (("left kidney", "right kidney"),)

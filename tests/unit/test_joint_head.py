@@ -46,7 +46,7 @@ def by_logits(members, image, patch, how):
     return ensemble_logits(hidden, image, patch, how)
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=12, deadline=None)
 @given(shape=st.tuples(*[st.integers(4, 21)] * 3), dimensions=st.sampled_from([2, 3]), folds=st.integers(1, 2),
        overlap=st.sampled_from([0.25, 0.5]), batch_voxels=st.sampled_from([1, 2000]),
        mirrored=st.sampled_from([(), (0,), (0, 1)]), seed=st.integers(0, 99))
