@@ -42,9 +42,9 @@ TEXTS = {
                 "stages one after another in one process each, and the network alone: as many passes as the windows "
                 "take, of a window that is there already (of autoseg without the last layer where it sums features). "
                 "Networks are narrowed as stated to keep to minutes; where layers are 1/16 and no copies are mirrored, "
-                "resampling and export dominate, as on a fast GPU. A network so narrow has 2 features, and autoseg sums "
-                "2 channels instead of one per class; planned networks have 32, so that this helps from 33 classes on "
-                "only, and less: *network as planned* shows what is left of it. Random "
+                "resampling and export dominate, as on a fast GPU. A network so narrow has 2 features, and autoseg "
+                "sums 2 channels instead of one per class; planned networks have 32, so that this helps from 33 "
+                "classes on only, and less: *network as planned* shows what is left of it. Random "
                 "weights give ragged masks: less calm than a trained network's, which makes decoding slower for us, "
                 "not for nnunetv2. They also make many near ties, which nnunetv2's sum of windows in half precision "
                 "turns (`benchmarks/same_weights.py` shows what is left without it)."),

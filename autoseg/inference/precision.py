@@ -14,11 +14,12 @@ from autoseg.inference.joint_head import summed_map
 from autoseg.records import content_hash
 from autoseg.schema import CHECKPOINTED, CheckpointInfo
 
-PROBE_SECONDS = 1.6  # no new round begins after this long
+PROBE_SECONDS = 1.6  # no further pass begins after this long
 PROBE_VOXELS = 48**3  # of the probe's first window
 ENOUGH_SECONDS = 0.1  # of a pass: a shorter one says little about a patch that does not fit in the caches
-CLEAR = 1.25  # times faster: no further round is needed
-MOST_ROUNDS = 6
+CLEAR = 1.25  # times faster, each in its best of three passes: no further one is needed
+DECISIVE = 1.6  # times faster with its first pass than float32 in two
+MOST_PASSES = 7  # in a precision
 FEWEST_DEEPEST = 2  # voxels
 
 logger = logging.getLogger("autoseg")
@@ -90,9 +91,9 @@ def probe_windows(info: CheckpointInfo) -> list[tuple[int, ...]]:
 def _time_window(compute: Callable[[Tensor], object], shapes: Sequence[tuple[int, ...]]) -> tuple[float, float]:
     """The shortest pass in float32 and in bfloat16, of the first window that takes `ENOUGH_SECONDS` in float32.
 
-    Of every window the first pass in a precision, which builds kernels, is not counted. They are timed in turn, so that
-    a machine that is busy for a while slows both, until one is clearly faster in two passes each. No pass begins after
-    `PROBE_SECONDS` but those that make one of each.
+    A window's first pass in a precision also builds kernels; so windows are judged by their second. Passes are made in
+    turn, so that a machine that is busy for a while slows both, until one precision is clearly faster. None begins
+    after `PROBE_SECONDS` but those without which nothing could be said.
     """
     begin = time.perf_counter()
 
@@ -101,13 +102,14 @@ def _time_window(compute: Callable[[Tensor], object], shapes: Sequence[tuple[int
 
     for shape in shapes:
         window = torch.zeros(shape)
-        _pass_seconds(compute, window, False)
-        single = [_pass_seconds(compute, window, False)]
-        if single[0] >= ENOUGH_SECONDS or not has_time():
+        single = [_pass_seconds(compute, window, False) for _ in range(2)]
+        if single[1] >= ENOUGH_SECONDS or not has_time():
             break
-    _pass_seconds(compute, window, True)
     half = [_pass_seconds(compute, window, True)]
-    while len(half) < MOST_ROUNDS and has_time():
+    if min(single) > DECISIVE * half[0]:
+        return min(single), half[0]
+    half.append(_pass_seconds(compute, window, True))
+    while len(half) < MOST_PASSES and has_time():
         single.append(_pass_seconds(compute, window, False))
         half.append(_pass_seconds(compute, window, True))
         if max(min(single), min(half)) > CLEAR * min(*single, *half):

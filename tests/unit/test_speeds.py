@@ -20,7 +20,7 @@ from autoseg.data.dataset import Case
 from autoseg.evaluation.scoring import TWO_MM, summarize
 from autoseg.inference import precision
 from autoseg.inference.ensembling import Member
-from autoseg.inference.precision import MOST_ROUNDS, PROBE_VOXELS, fastest_precision, probe_windows
+from autoseg.inference.precision import MOST_PASSES, PROBE_VOXELS, fastest_precision, probe_windows
 from autoseg.inference.prediction import PredictSettings
 from autoseg.inference.sliding_window import WindowSettings, lay_windows, mirrored_copies, predict_logits
 from autoseg.inference.speed_costs import (
@@ -277,18 +277,22 @@ def test_the_faster_precision_is_taken_and_measured_once(monkeypatch, seconds, e
     assert len(calls) == 2, "another network is measured by itself"
 
 
+FIRST_PASSES = [False, False, True, True]
+
+
 def test_the_probe_times_both_in_turn_and_ends(monkeypatch):
     monkeypatch.setattr(precision, "PROBE_SECONDS", 60.0)
     monkeypatch.setattr(precision, "CLEAR", math.inf)
+    monkeypatch.setattr(precision, "DECISIVE", math.inf)
     network, seen = tiny_member().folds[0][0].eval(), []
     network.register_forward_hook(lambda *_: seen.append(torch.is_autocast_enabled("cpu")))
     single, half = precision._time_window(network, [(1, 1, 16, 16, 16)])
     assert single > 0 and half > 0
-    assert seen == [False, False, True, True] + [False, True] * (MOST_ROUNDS - 1), "the first of each is not counted"
+    assert seen == FIRST_PASSES + [False, True] * (MOST_PASSES - 2)
     monkeypatch.setattr(precision, "PROBE_SECONDS", 0.0)
     seen.clear()
     precision._time_window(network, [(1, 1, 16, 16, 16), (1, 1, 32, 32, 32)])
-    assert seen == [False, False, True, True], "a slow machine gets one of each"
+    assert seen == FIRST_PASSES, "a slow machine gets two of each"
 
 
 def timed(monkeypatch, seconds):
@@ -304,11 +308,19 @@ def timed(monkeypatch, seconds):
     return calls
 
 
-@pytest.mark.parametrize(("seconds", "rounds"), [((1.0, 0.7), 2), ((0.7, 1.0), 2), ((1.0, 0.9), MOST_ROUNDS)])
-def test_the_probe_ends_where_one_is_clearly_faster(monkeypatch, seconds, rounds):
+@pytest.mark.parametrize(("seconds", "passes"), [
+    ((1.0, 0.7), 3), ((0.7, 1.0), 3), ((1.0, 0.3), 3), ((1.0, 0.9), MOST_PASSES),
+])  # fmt: skip
+def test_the_probe_ends_where_one_is_clearly_faster(monkeypatch, seconds, passes):
     calls = timed(monkeypatch, lambda _, half, number: seconds[half] if number else 9.0)
     assert precision._time_window(torch.nn.Identity(), [(1, 1, 4, 4)]) == seconds
-    assert sum(half for _, half in calls) == rounds + 1
+    assert sum(half for _, half in calls) == passes
+
+
+def test_bfloat16_that_is_much_faster_with_its_first_pass_needs_no_second(monkeypatch):
+    calls = timed(monkeypatch, lambda _, half, number: 0.5 if half else 1.0)
+    assert precision._time_window(torch.nn.Identity(), [(1, 1, 4, 4)]) == (1.0, 0.5)
+    assert [half for _, half in calls] == [False, False, True]
 
 
 def test_one_pass_that_was_disturbed_decides_nothing(monkeypatch):
