@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from autoseg.networks.segmenter import Segmenter
 
 PLANES = 12  # of logits made at a time: as many slices as the CPU's decoder takes for a slab
-LOGITS_BYTES = 1 << 28  # of these planes; fewer planes where all would take more
+LOGITS_BYTES = 1 << 26  # of these planes; fewer planes where all would take more
 
 
 @dataclass(frozen=True)

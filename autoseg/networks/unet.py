@@ -64,7 +64,7 @@ class ConvolutionBlock(nn.Module):
         self.norm = InstanceNorm(outputs, SLOPE)
 
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
-        result: Tensor = self.norm(convolve(self.convolution, x, self.convolution.stride), residual)
+        result: Tensor = self.norm(convolve(self.convolution, x, self.convolution.stride), residual, owned=True)
         return result
 
 
@@ -83,7 +83,7 @@ class Projection(nn.Module):
         self.stride = tuple(stride)
 
     def forward(self, x: Tensor) -> Tensor:
-        result: Tensor = self.norm(convolve(self._mean_and_convolution, x, self.stride))
+        result: Tensor = self.norm(convolve(self._mean_and_convolution, x, self.stride), owned=True)
         return result
 
     def _mean_and_convolution(self, x: Tensor) -> Tensor:

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from autoseg.networks import normalization
 from autoseg.networks.normalization import InstanceNorm
 from autoseg.networks.unet import UNet
 from autoseg.schema import Topology
@@ -156,3 +157,30 @@ def test_normalization_keeps_the_digits_of_float32_in_channels_last(shape: tuple
             found = InstanceNorm(shape[1], 1.0)(x)
         assert found.is_contiguous(memory_format=last)
         torch.testing.assert_close(found, expected, atol=tolerance, rtol=0)
+
+
+@pytest.mark.parametrize("shape", [(1, 5, 12, 20, 18), (2, 4, 9, 7, 11), (2, 6, 40, 50), (1, 3, 4, 4, 4)])
+@pytest.mark.parametrize("last", [True, False], ids=["channels last", "contiguous"])
+@pytest.mark.parametrize("offset", [0.0, 50.0])
+def test_memory_that_nobody_needs_is_used_and_gives_the_same(
+    monkeypatch: pytest.MonkeyPatch, shape: tuple[int, ...], last: bool, offset: float
+) -> None:
+    """Also where the squares are summed a plane at a time; where gradients are recorded the input stays."""
+    generator = torch.Generator().manual_seed(1)
+    x = torch.randn(shape, generator=generator) + offset
+    if last:
+        x = x.to(memory_format=torch.channels_last if len(shape) == 4 else torch.channels_last_3d)
+    residual, norm = torch.randn(shape, generator=generator), InstanceNorm(shape[1], 0.01)
+    nn.init.normal_(norm.weight), nn.init.normal_(norm.bias)
+    normalized = nn.functional.instance_norm(x.double(), weight=norm.weight.double(), bias=norm.bias.double(), eps=1e-5)
+    expected = nn.functional.leaky_relu(normalized + residual, 0.01).float().detach()
+    before, tolerance = x.clone(memory_format=torch.preserve_format), {"rtol": 1e-4, "atol": 1e-4}
+    for at_once in (normalization.SQUARES_AT_ONCE, 100):
+        monkeypatch.setattr(normalization, "SQUARES_AT_ONCE", at_once)
+        torch.testing.assert_close(norm(x, residual, owned=True), expected, **tolerance)
+        assert torch.equal(x, before), "gradients are recorded"
+        with torch.no_grad():
+            torch.testing.assert_close(norm(x, residual), expected, **tolerance)
+            assert torch.equal(x, before), "somebody needs it"
+            spare = x.clone(memory_format=torch.preserve_format)
+            torch.testing.assert_close(norm(spare, residual, owned=True), expected, **tolerance)

@@ -108,7 +108,7 @@ def test_angles_between_fewer_than_three_labels_say_nothing_and_are_refused(
     bank = bank_at(tmp_path / "bank")
     with pytest.raises(UserError, match=f"at least 3 labels; this dataset has {len(names)}"):
         read_words(plan_with(*names), bank, guided(text_route="gram"), 3)
-    assert len(read_words(plan_with(*names), bank, guided(), 3).vectors) == len(names)
+    assert len(read_words(plan_with(*names), bank, guided(text_geometry="raw"), 3).vectors) == len(names)
     assert len(read_words(PLANNED, bank, guided(text_route="gram"), 3).vectors) == 3
 
 

@@ -101,7 +101,7 @@ class _AddAndActivate(nn.Module):
         super().__init__()
         self.slope = slope
 
-    def forward(self, x: torch.Tensor, residual: torch.Tensor | None = None) -> torch.Tensor:
+    def forward(self, x: torch.Tensor, residual: torch.Tensor | None = None, owned: bool = False) -> torch.Tensor:
         x = x if residual is None else x + residual
         return nn.functional.leaky_relu(x, self.slope)
 

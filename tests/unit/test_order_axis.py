@@ -72,7 +72,7 @@ def silence(*layers: nn.Linear) -> None:
 def without_norms_over_voxels(network: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
     """Their statistics carry a little of every voxel to every other."""
 
-    def only_added(self: InstanceNorm, x: Tensor, residual: Tensor | None = None) -> Tensor:
+    def only_added(self: InstanceNorm, x: Tensor, residual: Tensor | None = None, owned: bool = False) -> Tensor:
         return functional.leaky_relu(x if residual is None else x + residual, self.slope)
 
     monkeypatch.setattr(InstanceNorm, "forward", only_added)
