@@ -57,6 +57,7 @@ def main() -> int:
         rows: list[dict[str, Any]] = []
         command = f"python benchmarks/performance.py --work DIR {flags}--only {part} --device {arguments.device}"
         command += f" --rounds {arguments.rounds}" * (arguments.rounds is not None)
+        command += " --trained FOLD" * (arguments.trained is not None and part == "speeds")
         try:
             for row in PARTS[part](setting):
                 rows.append(row)
