@@ -132,7 +132,6 @@ def test_another_device_is_normalized_as_the_model_was_trained(prepared: tuple[P
     ({"domain_generalization": "ccsdg"}, "plain+ccsdg"),
     ({"domain_generalization": "ccsdg", "text_guided": True}, "plain+ccsdg+text"),
     ({"text_guided": True, "text_route": "heads"}, "plain+text-heads"),
-    ({"text_guided": True, "text_route": "gram"}, "plain+text-gram"),
     ({"text_guided": True, "text_geometry": "learned"}, "plain+text-learned"),
 ])
 def test_every_switch_trains_and_leaves_an_ordinary_network(
@@ -157,6 +156,30 @@ def test_every_switch_trains_and_leaves_an_ordinary_network(
     source = twins / "inverted/case0_0000.nii.gz"
     (twins / "one" / source.name).write_bytes(source.read_bytes())
     assert predict(input=twins / "one", output=tmp_path / "masks", run=run, name=name, device="cpu") == 0
+
+
+def test_angles_between_words_guide_three_labels_and_are_refused_for_two(
+    prepared: tuple[Path, Path], tmp_path: Path
+) -> None:
+    with pytest.raises(UserError, match="--text-route gram compares angles between at least 3 labels"):
+        train(run=prepared[0], text_guided=True, text_route="gram", preset=preset(tmp_path, 1), device="cpu")
+    assert not (prepared[0] / "models/plain+text-gram").exists()
+    dataset, _ = write_twins(tmp_path)
+    declared = json.loads((dataset / "dataset.json").read_text())
+    declared["labels"]["stomach"] = 3
+    (dataset / "dataset.json").write_text(json.dumps(declared))
+    for path in sorted((dataset / "labelsTr").iterdir()):
+        image = nibabel.load(path)
+        voxels = np.asarray(image.dataobj).copy()
+        voxels[:, 24:][voxels[:, 24:] == 1] = 3
+        nibabel.save(nibabel.Nifti1Image(voxels, image.affine), path)
+    run = tmp_path / "run"
+    assert plan(dataset, run=run, configurations="2d", workers=1, architecture="plain") == 0
+    thin(run / "plan.json")
+    assert train(run=run, text_guided=True, text_route="gram", preset=preset(tmp_path, 1), steps_per_epoch=3,
+                 device="cpu") == 0
+    words = safetensors.numpy.load_file(run / "models/plain+text-gram/2d/fold_0/guidance.safetensors")
+    assert words["vectors"].shape[0] == 3
 
 
 def test_words_without_text_guidance_are_refused(prepared: tuple[Path, Path]) -> None:
