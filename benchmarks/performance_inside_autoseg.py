@@ -7,7 +7,6 @@ train` whose batches are all the first one, resident on the device: the network 
 """
 
 import json
-import math
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -59,7 +58,7 @@ def stages(task: Task) -> dict[str, Any]:
         grid = lay_windows(prepared.image.shape[1:], info.network.patch_shape, settings.overlap)
         passes += len(grid.corners) * copies
     patch = info.network.patch_shape
-    batch = max(1, settings.batch_voxels // math.prod(patch))
+    batch = settings.windows_together(grid)
     window, compute = torch.randn(batch, info.input_channels, *patch, device=device), summed_map(ensemble.members[0][0])
     with torch.inference_mode(), torch.autocast(device.type, settings.precision, settings.precision != torch.float32):
         seconds = pass_seconds(lambda: compute(window), device, task["passes"])

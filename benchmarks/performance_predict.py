@@ -42,7 +42,7 @@ NETWORKS = {HIPPOCAMPUS: Network(1, five_folds=True), ORGANS: Network(8)}
 PHANTOM = Network(16, coarser=1.5, tta=False)
 """Where resampling and export shall dominate: a network of two features, without mirrored copies."""
 WHOLE = Network(1, coarser=1.5, tta=False)
-"""As planned, for the memory: features take more of it than logits where there are few classes."""
+"""As planned, for the memory: a narrow network has so few features that their sums take next to none."""
 
 
 def measure_predict(setting: Setting) -> Iterator[dict[str, Any]]:
@@ -69,14 +69,12 @@ def _whole(name: str, setting: Setting) -> dict[str, Any]:
     place = setting.work / "models" / f"{name}_whole"
     model = make_model(dataset(name, setting.data, setting.work), 1, place, WHOLE.width, WHOLE.coarser)
     print(f"  {name}: features {model.facts['features']}, without mirrored copies", flush=True)
-    found = alternate({OURS: lambda: predict_ours(model, setting, WHOLE.tta),
-                       THEIRS: lambda: predict_theirs(model, setting, WHOLE.tta)}, 1)
+    found = both_commands(model, setting, WHOLE.tta, 1)
     return {"cases": len(model.cases), "tta": WHOLE.tta, **model.facts, **found, "equal_voxels": _equal(model, setting)}
 
 
 def _rows(model: Model, network: Network, setting: Setting, rounds: int) -> Iterator[dict[str, Any]]:
-    whole = alternate({OURS: lambda: predict_ours(model, setting, network.tta),
-                       THEIRS: lambda: predict_theirs(model, setting, network.tta)}, rounds)
+    whole = both_commands(model, setting, network.tta, rounds)
     equal = _equal(model, setting)
     parts = alternate({OURS: lambda: _stages(OURS, model, setting, network, None),
                        THEIRS: lambda: _stages(THEIRS, model, setting, network, None)}, rounds)
@@ -97,6 +95,12 @@ def _rows(model: Model, network: Network, setting: Setting, rounds: int) -> Iter
         yield {"what": "predict --speed balanced, against five folds", **alternate(
             {OURS: lambda: predict_ours(model, setting, network.tta, "balanced", None),
              THEIRS: lambda: predict_theirs(model, setting, network.tta, range(FOLDS))}, 1)}
+
+
+def both_commands(model: Model, setting: Setting, tta: bool, rounds: int) -> dict[str, list[Sample]]:
+    """Exact prediction by one fold with both programs, in turn."""
+    return alternate({OURS: lambda: predict_ours(model, setting, tta),
+                      THEIRS: lambda: predict_theirs(model, setting, tta)}, rounds)
 
 
 def predict_ours(

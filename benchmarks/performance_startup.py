@@ -4,9 +4,8 @@ from collections.abc import Iterator
 from typing import Any
 
 from performance_data import HIPPOCAMPUS, NoData, dataset
-from performance_figures import OURS, THEIRS, alternate
 from performance_models import make_model
-from performance_predict import predict_ours, predict_theirs
+from performance_predict import both_commands
 from performance_setting import Setting
 
 
@@ -18,6 +17,5 @@ def measure_startup(setting: Setting) -> Iterator[dict[str, Any]]:
         yield {"data": HIPPOCAMPUS, "skipped": str(missing)}
         return
     model = make_model(source, 1, setting.work / "models" / HIPPOCAMPUS)
-    found = alternate({OURS: lambda: predict_ours(model, setting, True),
-                       THEIRS: lambda: predict_theirs(model, setting, True)}, setting.times(setting.sizes.startup))
+    found = both_commands(model, setting, True, setting.times(setting.sizes.startup))
     yield {"data": HIPPOCAMPUS, "what": "start to first mask", "cases": 1, **model.facts, **found}

@@ -15,16 +15,23 @@ def run(*arguments, **options):
     return subprocess.run([sys.executable, *arguments], capture_output=True, text=True, check=False, **options)
 
 
-def test_help_needs_no_torch_and_little_time():
-    code = ("import sys; sys.argv = ['autoseg', '--help']\n"
+def run_without(packages, *arguments, **options):
+    """`autoseg` with these arguments, which ends well and imports none of the packages."""
+    code = (f"import sys; sys.argv = {['autoseg', *arguments]!r}\n"
             "from autoseg.__main__ import main\n"
             "try:\n    main()\nexcept SystemExit as end:\n    assert not end.code, end.code\n"
-            "heavy = {'torch', 'monai', 'SimpleITK', 'matplotlib', 'transformers', 'open_clip', 'nibabel', 'scipy'}\n"
-            "assert not heavy & set(sys.modules), heavy & set(sys.modules)")
-    start = time.perf_counter()
-    done = run("-c", code)
-    seconds = time.perf_counter() - start
+            f"imported = {packages!r} & set(sys.modules)\n"
+            "assert not imported, imported")
+    done = run("-c", code, **options)
     assert done.returncode == 0, done.stderr
+    return done
+
+
+def test_help_needs_no_torch_and_little_time():
+    heavy = {"torch", "monai", "SimpleITK", "matplotlib", "transformers", "open_clip", "nibabel", "scipy"}
+    start = time.perf_counter()
+    done = run_without(heavy, "--help")
+    seconds = time.perf_counter() - start
     assert all(command in done.stdout for command in ("plan", "pretrain-init", "train", "predict", "evaluate", "demo"))
     assert seconds < 3, "help takes 0.2 s on an idle machine"
 
@@ -32,14 +39,8 @@ def test_help_needs_no_torch_and_little_time():
 def test_a_prediction_waits_for_no_package_that_it_does_not_need(tmp_path):
     write_fold(tmp_path / "run", model_info())
     write_nifti(tmp_path / "images" / "case_0000.nii.gz")
-    code = ("import sys\n"
-            "sys.argv = ['autoseg', 'predict', '-i', 'images', '-o', 'masks', '--run', 'run', '--device', 'cpu']\n"
-            "from autoseg.__main__ import main\n"
-            "try:\n    main()\nexcept SystemExit as end:\n    assert not end.code, end.code\n"
-            "slow = {'sympy', 'blosc2', 'monai', 'matplotlib', 'scipy.spatial', 'transformers'}\n"
-            "assert not slow & set(sys.modules), slow & set(sys.modules)")
-    done = run("-c", code, cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
+    slow = {"sympy", "blosc2", "monai", "matplotlib", "scipy.spatial", "transformers"}
+    run_without(slow, "predict", "-i", "images", "-o", "masks", "--run", "run", "--device", "cpu", cwd=tmp_path)
     assert (tmp_path / "masks" / "case.nii.gz").exists()
 
 
